@@ -1,0 +1,17 @@
+"""Fused C++ and CUDA kernels for art-generating networks, as drop-in PyTorch layers.
+
+`artkernels.functional` has the operations, `artkernels.nn` their modules; `artkernels.build_info()` says what was built and
+what is running.
+"""
+
+import torch as _torch
+
+from ._version_check import check_torch as _check_torch
+
+_check_torch()
+
+from . import _C, functional, nn, reference  # noqa: E402, F401
+from .doctor import build_info  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["build_info", "functional", "nn", "reference"]

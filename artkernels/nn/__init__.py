@@ -1,0 +1,5 @@
+"""Modules of the operations in artkernels.functional."""
+
+from .gram import GramLoss, StyleLoss
+
+__all__ = ["GramLoss", "StyleLoss"]

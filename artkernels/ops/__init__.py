@@ -1,0 +1,1 @@
+"""One file per operation: its public function, fake kernels, autograd and autocast."""

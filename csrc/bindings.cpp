@@ -1,0 +1,52 @@
+// The schemas of the ops, their registration for CPU and CUDA tensors, and the pybind11 module artkernels._C.
+#include <torch/extension.h>
+#include <torch/version.h>
+
+#include "cpu/isa.h"
+#include "ops/gram.h"
+
+using namespace artkernels;
+
+TORCH_LIBRARY(artkernels, m) {
+  m.def("gram_matrix(Tensor input, str? normalize) -> Tensor");
+  m.def("gram_matrix_backward(Tensor grad_output, Tensor input, str? normalize) -> Tensor");
+  m.def("gram_mse_loss(Tensor input, Tensor target, str? normalize, bool needs_residual) -> (Tensor, Tensor)");
+  m.def("gram_mse_loss_backward(Tensor grad_loss, Tensor residual, Tensor input, str? normalize) -> Tensor");
+}
+
+// One host function serves both devices: it picks the kernel by the tensor.
+static void register_kernels(torch::Library& m) {
+  m.impl("gram_matrix", &gram_matrix);
+  m.impl("gram_matrix_backward", &gram_matrix_backward);
+  m.impl("gram_mse_loss", &gram_mse_loss);
+  m.impl("gram_mse_loss_backward", &gram_mse_loss_backward);
+}
+TORCH_LIBRARY_IMPL(artkernels, CPU, m) { register_kernels(m); }
+TORCH_LIBRARY_IMPL(artkernels, CUDA, m) { register_kernels(m); }
+
+static pybind11::dict build_info() {
+  pybind11::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cpu_instruction_set"] = cpu::name(cpu::isa());
+#if defined(ARTKERNELS_CUDA_EMULATED)
+  info["cuda"] = "emulated";
+#elif defined(ARTKERNELS_CUDA)
+  info["cuda"] = "native";
+#else
+  info["cuda"] = pybind11::none();
+#endif
+  return info;
+}
+
+PYBIND11_MODULE(_C, m) {
+  namespace py = pybind11;
+  m.def("build_info", &build_info);
+  // The ops without the dispatcher: no autograd, no autocast.
+  m.def("gram_matrix", &gram_matrix, py::arg("input"), py::arg("normalize"));
+  m.def("gram_matrix_backward", &gram_matrix_backward, py::arg("grad_output"), py::arg("input"), py::arg("normalize"));
+  m.def("gram_mse_loss", &gram_mse_loss, py::arg("input"), py::arg("target"), py::arg("normalize"),
+        py::arg("needs_residual"));
+  m.def("gram_mse_loss_backward", &gram_mse_loss_backward, py::arg("grad_loss"), py::arg("residual"), py::arg("input"),
+        py::arg("normalize"));
+}
