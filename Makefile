@@ -1,0 +1,75 @@
+# Every target does its own set-up: a fresh clone needs nothing but Linux, Python 3.10+, g++ and make. Re-running repeats
+# only what has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*)
+PY_SOURCES := artkernels benchmarks examples tests setup.py
+CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/*))
+EMULATED := build/emulated
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-cuda bench lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools torch torchvision
+	touch $@
+
+# nvcc from pip, where the machine has none; without either, CPU kernels only.
+$(VENV)/.nvcc: $(VENV)/.torch
+	command -v nvcc > /dev/null || test -n "$$CUDA_HOME" || \
+	  $(PIP) nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-cccl nvidia-cuda-runtime || true
+	touch $@
+
+$(VENV)/.built: $(VENV)/.nvcc $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.built pyproject.toml
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+# The package once more, its CUDA kernels linked to the emulator: CPU tensors go through the CUDA path.
+.PHONY: emulated
+emulated: $(VENV)/.installed
+	ARTKERNELS_CUDA=emulate $(BIN)/python setup.py --quiet build --build-lib $(EMULATED)
+
+demo: $(VENV)/.installed  ## stylise a photograph: out/demo/ (about two minutes after the build)
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed  ## the CPU tests and the emulated CUDA tests that fit in CI
+	$(BIN)/pytest tests -m "not slow"
+	@if $(BIN)/python -c 'import artkernels as a, sys; sys.exit(not a.build_info()["cuda"])'; \
+	then $(MAKE) --no-print-directory test-emulated; \
+	else echo "artkernels: neither a CUDA toolkit nor nvcc from pip: the CUDA tests were not run"; fi
+
+.PHONY: test-emulated
+test-emulated: emulated
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest tests/test_gram.py -m "not slow and not cpu_only"
+
+test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest tests/test_gram.py -m "not cpu_only" --emulator-seeds 0,1,7
+	$(BIN)/pytest tests/test_cuda_gram.py tests/test_cuda_ptxas.py tests/cuda_emulator/tests
+
+bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what the CUDA kernels move, modelled
+	$(BIN)/python benchmarks/bench_gram.py
+	$(BIN)/python benchmarks/modelled_gram.py
+
+lint: $(VENV)/.installed  ## ruff, mypy, clang-format
+	$(BIN)/ruff check $(PY_SOURCES)
+	$(BIN)/ruff format --check $(PY_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+format: $(VENV)/.installed  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix $(PY_SOURCES)
+	$(BIN)/ruff format $(PY_SOURCES)
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build out artkernels/*.so artkernels/_build_info.py *.egg-info $(VENV)/.built

@@ -1,0 +1,48 @@
+"""Fixtures of all tests. In a build against the CUDA emulator every test runs inside an emulator session, checks on."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import artkernels
+
+EMULATED = artkernels.build_info()["cuda"] == "emulated"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--emulator-seeds", default="0", help="schedules of the CUDA emulator, such as 0,1,7")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if EMULATED:
+        seeds = metafunc.config.getoption("--emulator-seeds").split(",")
+        metafunc.fixturenames.append("emulator_seed")
+        metafunc.parametrize("emulator_seed", map(int, seeds), ids=lambda seed: f"schedule{seed}")
+
+
+def pytest_report_header() -> str:
+    info = artkernels.build_info()
+    kernels = "CUDA kernels, emulated" if EMULATED else f"CPU kernels for {info['cpu_instruction_set']}"
+    return f"artkernels: {kernels}, torch {info['torch_running']}"
+
+
+@pytest.fixture(autouse=True)
+def emulator(request: pytest.FixtureRequest) -> Iterator[object]:
+    """The emulator session of this test, which fails it when any check does; None in an ordinary build."""
+    if not EMULATED:
+        yield None
+        return
+    sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
+    import cudaemu
+
+    with cudaemu.session(profile="h100", checks="all", seed=request.getfixturevalue("emulator_seed")) as session:
+        yield session
+        session.check()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
