@@ -1,8 +1,9 @@
 """Builds artkernels._C: C++ kernels once per CPU instruction set and, with nvcc at hand, the CUDA kernels.
 
-Environment: ARTKERNELS_CUDA=auto|0|1 (emulate: CUDA kernels against tests/cuda_emulator), TORCH_CUDA_ARCH_LIST, CUDA_HOME,
-MAX_JOBS, ARTKERNELS_DEBUG=1 (-O0 -g), CXX. The kernels include no torch header, so that they compile in seconds with their
-own flags; torch's BuildExtension gives one set of flags to all files, which is why the compilers are called from here.
+Environment: ARTKERNELS_CUDA=auto|0|1 (emulate: CUDA kernels against tests/cuda_emulator), TORCH_CUDA_ARCH_LIST,
+CUDA_HOME, MAX_JOBS, ARTKERNELS_DEBUG=1 (-O0 -g), CXX. The kernels include no torch header, so that they compile in
+seconds with their own flags; torch's BuildExtension gives one set of flags to all files, which is why the compilers are
+called from here.
 """
 
 import hashlib
@@ -22,22 +23,25 @@ from setuptools.command.build_ext import build_ext
 try:
     import torch
 except ImportError:
-    sys.exit("artkernels: no torch in the build environment: install torch, then run "
-             "`pip install --no-build-isolation .`, so that the build sees it")
+    sys.exit("artkernels: no torch in the build environment; install it and run `pip install --no-build-isolation .`")
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+TORCH = Path(torch.__file__).parent
 DEFAULT_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 DEBUG = os.environ.get("ARTKERNELS_DEBUG", "0") == "1"
 CXX = os.environ.get("CXX", "g++")
+X86 = platform.machine() in ("x86_64", "AMD64")
+# Each CPU kernel is compiled for each of these; csrc/cpu/isa.h says how one is chosen.
+INSTRUCTION_SETS = {"baseline": []}
+if X86:
+    INSTRUCTION_SETS["avx2"] = ["-march=x86-64-v3"]
+    INSTRUCTION_SETS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+SHARED = ("isa.cpp", "scratch.cpp")  # in csrc/cpu, compiled once
 # No -ffast-math: linked by gcc, it turns on flush-to-zero for the whole process.
-CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}",
-             *(["-O0", "-g"] if DEBUG else ["-O3"]), "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-X86_INSTRUCTION_SETS = {
-    "baseline": ["-march=x86-64"],
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-}
+CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
+CXX_FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS += [*(["-O0", "-g"] if DEBUG else ["-O3"]), *(["-DARTKERNELS_X86"] if X86 else [])]
 
 
 def say(text):
@@ -45,16 +49,15 @@ def say(text):
 
 
 def run(command):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         sys.exit("artkernels: this command failed:\n" + " ".join(map(str, command)) + "\n" + done.stdout + done.stderr)
-    if done.stderr.strip():
-        say(done.stderr.strip())
+    print(done.stderr, end="", file=sys.stderr)
 
 
 def cuda_libraries():
     """Headers and libraries of torch's own pip packages: a toolkit that is only a compiler lacks some of them."""
-    return Path(torch.__file__).parents[1] / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
+    return TORCH.parent / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}"
 
 
 def find_nvcc():
@@ -72,32 +75,32 @@ def find_nvcc():
 def check_versions(nvcc):
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     toolkit = re.search(r"release (\d+\.\d+)", text).group(1)
+    versions = f"nvcc is CUDA {toolkit} and torch was built with CUDA {torch.version.cuda}"
     if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
-        sys.exit(f"artkernels: nvcc is CUDA {toolkit} and torch was built with CUDA {torch.version.cuda}: their major versions "
-                 "must agree; install the matching toolkit, or set ARTKERNELS_CUDA=0 to build the CPU kernels alone")
+        sys.exit(f"artkernels: {versions}: the major versions must agree; ARTKERNELS_CUDA=0 builds CPU kernels alone")
     if toolkit != torch.version.cuda:
-        say(f"warning: nvcc is CUDA {toolkit}, torch was built with CUDA {torch.version.cuda}; minor versions may differ")
+        say(f"warning: {versions}")
     return toolkit
 
 
 def choose_cuda():
     """(mode, nvcc, toolkit folder, toolkit version) with mode None, "native" or "emulate"; says why."""
-    wanted = os.environ.get("ARTKERNELS_CUDA", "auto")
+    wanted, nvcc = os.environ.get("ARTKERNELS_CUDA", "auto"), None
     if wanted not in ("auto", "0", "1", "emulate"):
         sys.exit(f"artkernels: ARTKERNELS_CUDA must be auto, 0, 1 or emulate, got {wanted}")
-    missing = "ARTKERNELS_CUDA=0" if wanted == "0" else None
-    if not missing and torch.version.cuda is None:
+    if wanted == "0":
+        missing = "ARTKERNELS_CUDA=0"
+    elif torch.version.cuda is None:
         missing = "this torch was built without CUDA"
-    nvcc, home = (None, None) if missing else find_nvcc()
-    if not missing and nvcc is None:
+    else:
+        nvcc, home = find_nvcc()
         missing = "no nvcc in CUDA_HOME, on PATH or among the pip packages"
-    if missing:
+    if nvcc is None:
         if wanted in ("1", "emulate"):
             sys.exit(f"artkernels: ARTKERNELS_CUDA={wanted}, but {missing}")
         say(f"CPU kernels only, because {missing}")
         return None, None, None, None
-    version = check_versions(nvcc)
-    mode = "emulate" if wanted == "emulate" else "native"
+    version, mode = check_versions(nvcc), "emulate" if wanted == "emulate" else "native"
     say(f"CPU and CUDA kernels ({mode}), nvcc {version} of {home}, torch {torch.__version__}")
     return mode, nvcc, home, version
 
@@ -105,76 +108,76 @@ def choose_cuda():
 def gencode_flags(architectures):
     flags = []
     for name in re.split(r"[ ;,]+", architectures.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
-        if not match:
+        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name):
             sys.exit(f"artkernels: TORCH_CUDA_ARCH_LIST must hold numbers such as 8.0 or 9.0+PTX, got {name}")
-        number = match.group(1) + match.group(2)
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if match.group(3):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        number = name.removesuffix("+PTX").replace(".", "")
+        for code in ("sm", "compute") if name.endswith("+PTX") else ("sm",):
+            flags.append(f"-gencode=arch=compute_{number},code={code}_{number}")
     return flags
+
+
+def host_jobs(mode, home):
+    """Files that include torch's headers. A job: source, what tells its object from others of that source, command."""
+    includes = [TORCH / "include", TORCH / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+    flags = list(CXX_FLAGS)
+    if mode:
+        includes += [home / "include", cuda_libraries() / "include"]
+        flags += ["-DARTKERNELS_CUDA", *(["-DARTKERNELS_CUDA_EMULATED"] if mode == "emulate" else [])]
+    sources = [CSRC / "bindings.cpp", *sorted((CSRC / "ops").glob("*.cpp")), *(CSRC / "cpu" / name for name in SHARED)]
+    return [(source, "", [CXX, *flags, *(f"-isystem{folder}" for folder in includes)]) for source in sources]
+
+
+def kernel_jobs():
+    sources = sorted(path for path in (CSRC / "cpu").glob("*.cpp") if path.name not in SHARED)
+    variants = [(f"-{isa}", [CXX, *CXX_FLAGS, f"-DARTKERNELS_ISA={isa}", *x]) for isa, x in INSTRUCTION_SETS.items()]
+    return [(source, *variant) for source in sources for variant in variants]
+
+
+def cuda_jobs(nvcc, flags):
+    optimise = ["-O0", "-G"] if DEBUG else ["-O3", "-lineinfo"]
+    command = [nvcc, "-std=c++17", *optimise, "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CSRC}", *flags]
+    return [(source, "", command) for source in sorted((CSRC / "cuda").glob("*.cu"))]
 
 
 class BuildKernels(build_ext):
     """Compiles what has changed since the last build, MAX_JOBS at a time, and links artkernels._C."""
 
     def build_extension(self, ext):
-        self.objects = ROOT / "build" / f"objects-{os.environ.get('ARTKERNELS_CUDA', 'auto')}{'-debug' if DEBUG else ''}"
         mode, nvcc, home, version = choose_cuda()
+        self.objects = ROOT / "build" / f"objects-{mode or 'cpu'}{'-debug' if DEBUG else ''}"
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-        commands = [*self.host_commands(mode, home), *self.kernel_commands()]
+        jobs = [*host_jobs(mode, home), *kernel_jobs()]
         link = ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
         if mode == "native":
-            commands += self.cuda_commands(nvcc, ["-lineinfo", *gencode_flags(architectures)])
-            link += ["-lc10_cuda", f"-L{home / 'lib64'}", f"-L{cuda_libraries() / 'lib'}", f"-l:libcudart.so.{version.split('.')[0]}"]
+            jobs += cuda_jobs(nvcc, gencode_flags(architectures))
+            link += ["-lc10_cuda", f"-L{home / 'lib64'}", f"-L{cuda_libraries() / 'lib'}"]
+            link += [f"-l:libcudart.so.{version.split('.')[0]}"]
         elif mode == "emulate":
             sys.path.insert(0, str(ROOT / "tests" / "cuda_emulator"))
             import cudaemu
-            commands += self.cuda_commands(nvcc, ["-cudart=none", "-lineinfo", "-gencode=arch=compute_80,code=compute_80"])
-            link += cudaemu.link_flags() + ["-Wl,-z,undefs"]
-        say(f"instruction sets: {', '.join(self.instruction_sets())}" +
-            (f"; CUDA architectures: {architectures if mode == 'native' else 'compute_80'}" if mode else ""))
+
+            jobs += cuda_jobs(nvcc, ["-cudart=none", "-gencode=arch=compute_80,code=compute_80"])
+            link += [*cudaemu.link_flags(), "-Wl,-z,undefs"]
+        say(
+            f"CPU kernels for {', '.join(INSTRUCTION_SETS)}"
+            + (f"; CUDA for {architectures}" if mode == "native" else "")
+        )
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(self.compile, commands))
+            objects = list(pool.map(self.compile, jobs))
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        run([CXX, "-shared", "-fopenmp", "-o", output, *objects, f"-L{Path(torch.__file__).parent / 'lib'}", *link])
+        run([CXX, "-shared", "-fopenmp", "-o", output, *objects, f"-L{TORCH / 'lib'}", *link])
         self.build_info = output.with_name("_build_info.py")
-        self.build_info.write_text(
-            f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\nCUDA = {version!r}\n'
-            f"CUDA_ARCHITECTURES = {architectures.split() if mode == 'native' else []!r}\n")
+        built = {
+            "TORCH": torch.__version__,
+            "CUDA": version,
+            "CUDA_ARCHITECTURES": architectures if mode == "native" else "",
+        }
+        self.build_info.write_text("".join(f"{name} = {value!r}\n" for name, value in built.items()))
 
     def copy_extensions_to_source(self):
         super().copy_extensions_to_source()
         shutil.copy(self.build_info, ROOT / "artkernels")
-
-    @staticmethod
-    def instruction_sets():
-        return X86_INSTRUCTION_SETS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
-
-    def host_commands(self, mode, home):
-        """The files that include torch's headers, and the choice of the instruction set."""
-        include = Path(torch.__file__).parent / "include"
-        flags = [*CXX_FLAGS, "-DTORCH_EXTENSION_NAME=_C", "-isystem", include, "-isystem", include / "torch/csrc/api/include",
-                 "-isystem", sysconfig.get_paths()["include"]]
-        if mode:
-            flags += ["-DARTKERNELS_CUDA", *(["-DARTKERNELS_CUDA_EMULATED"] if mode == "emulate" else []),
-                      "-isystem", home / "include", "-isystem", cuda_libraries() / "include"]
-        if len(self.instruction_sets()) > 1:
-            flags.append("-DARTKERNELS_X86")
-        sources = [CSRC / "bindings.cpp", *sorted((CSRC / "ops").glob("*.cpp")), CSRC / "cpu/isa.cpp", CSRC / "cpu/scratch.cpp"]
-        return [(source, "", [CXX, *flags]) for source in sources]
-
-    def kernel_commands(self):
-        sources = sorted(p for p in (CSRC / "cpu").glob("*.cpp") if p.stem not in ("isa", "scratch"))
-        x86 = ["-DARTKERNELS_X86"] if len(self.instruction_sets()) > 1 else []
-        return [(source, f"-{isa}", [CXX, *CXX_FLAGS, *x86, f"-DARTKERNELS_ISA={isa}", *flags])
-                for source in sources for isa, flags in self.instruction_sets().items()]
-
-    def cuda_commands(self, nvcc, flags):
-        common = [nvcc, "-std=c++17", *(["-O0", "-G"] if DEBUG else ["-O3"]), "-Xcompiler", "-fPIC,-fvisibility=hidden",
-                  f"-I{CSRC}", *flags]
-        return [(source, "", common) for source in sorted((CSRC / "cuda").glob("*.cu"))]
 
     def compile(self, job):
         """The object of one source, named after everything that it depends on: an unchanged one is not made again."""

@@ -1,10 +1,8 @@
 """Fused C++ and CUDA kernels for art-generating networks, as drop-in PyTorch layers.
 
-`artkernels.functional` has the operations, `artkernels.nn` their modules; `artkernels.build_info()` says what was built and
-what is running.
+`artkernels.functional` has the operations, `artkernels.nn` their modules; `artkernels.build_info()` says what was built
+and what is running.
 """
-
-import torch as _torch
 
 from ._version_check import check_torch as _check_torch
 

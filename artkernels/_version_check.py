@@ -9,7 +9,8 @@ def check_torch() -> None:
         from . import _build_info
     except ImportError:
         raise ImportError(
-            "artkernels has no compiled kernels here: build them with `pip install --no-build-isolation .` in its source folder"
+            "artkernels has no compiled kernels here: build them with `pip install --no-build-isolation .` "
+            "in its source folder"
         ) from None
     built, running = _build_info.TORCH, torch.__version__
     if built.split(".")[:2] != running.split(".")[:2]:

@@ -31,7 +31,7 @@ def build_info() -> dict[str, Any]:
         "torch_running": torch.__version__,
         "cuda": compiled["cuda"],
         "cuda_toolkit": _build_info.CUDA,
-        "cuda_architectures": _build_info.CUDA_ARCHITECTURES,
+        "cuda_architectures": _build_info.CUDA_ARCHITECTURES.split(),
         "compiler": compiled["compiler"],
         "cpu_instruction_set": compiled["cpu_instruction_set"],
         "threads": torch.get_num_threads(),
@@ -70,7 +70,11 @@ def report() -> str:
         f"torch          {info['torch_running']} (built against {info['torch_built']})",
         f"CPU            {_cpu_name()}, {info['threads']} threads, kernels for {info['cpu_instruction_set']}",
         f"CUDA kernels   {info['cuda'] or 'not built'}"
-        + (f", toolkit {info['cuda_toolkit']}, for {' '.join(info['cuda_architectures'])}" if info["cuda"] == "native" else ""),
+        + (
+            f", toolkit {info['cuda_toolkit']}, for {' '.join(info['cuda_architectures'])}"
+            if info["cuda"] == "native"
+            else ""
+        ),
         f"GPUs           {', '.join(info['gpus']) or 'none'}",
         f"compiler       {info['compiler']}",
     ]

@@ -1,5 +1,6 @@
 // The schemas of the ops, their registration for CPU and CUDA tensors, and the pybind11 module artkernels._C.
-#include <torch/extension.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 #include <torch/version.h>
 
 #include "cpu/isa.h"

@@ -1,5 +1,7 @@
 """Properties of F.gram_matrix and F.gram_mse_loss; run on the CPU kernels and, emulated, on the CUDA kernels."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +33,9 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=["NCHW", "NHWC"])
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
 
-def features(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]) -> Tensor:
+def features(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, layout: torch.memory_format = LAYOUTS[0]
+) -> Tensor:
     return torch.randn(shape).to(dtype).contiguous(memory_format=layout)
 
 
@@ -45,8 +49,8 @@ def error(actual: Tensor, exact: Tensor) -> float:
     return ((actual.double() - exact).abs().max() / exact.abs().max()).item()
 
 
-# One rounding of a float32 result. The CUDA kernels make a float32 product of three TF32 ones, which keeps 22 bits of it:
-# it shows only where a sum has hardly any terms.
+# One rounding of a float32 result. The CUDA kernels make a float32 product of three TF32 ones, which keeps 22 bits of
+# it: that shows only where a sum has hardly any terms.
 EPS = 2**-22 if build_info()["cuda"] == "emulated" else 2**-24
 
 
@@ -55,13 +59,15 @@ def assert_as_accurate_as_stock(actual: Tensor, stock: Tensor, exact: Tensor, ep
     assert error(actual, exact) <= max(2 * error(stock, exact), 2 * eps)
 
 
-# ---- values ------------------------------------------------------------------------------------------------------------
+# ---- values ----------------------------------------------------------------------------------------------------------
 
 
 @each_shape
 @each_layout
 @each_dtype
-def test_gram_matrix_is_as_accurate_as_stock(dtype: torch.dtype, layout: torch.memory_format, shape: tuple[int, ...]) -> None:
+def test_gram_matrix_is_as_accurate_as_stock(
+    dtype: torch.dtype, layout: torch.memory_format, shape: tuple[int, ...]
+) -> None:
     x = features(shape, dtype, layout)
     exact = reference.gram_matrix(x.double())
     assert_as_accurate_as_stock(F.gram_matrix(x), reference.gram_matrix(x), exact, EPS)
@@ -88,20 +94,24 @@ def test_loss_and_gradient_are_as_accurate_as_stock(
     losses, gradients = losses_and_gradients(F.gram_mse_loss, None)
     stock_losses, stock_gradients = losses_and_gradients(reference.gram_mse_loss, None)
     exact_losses, exact_gradients = losses_and_gradients(reference.gram_mse_loss, torch.float64)
-    # A rounding of G, after the target is subtracted from it and the difference squared.
+    # A rounding of G, after the target is subtracted from it.
     gram = max(reference.gram_matrix(x.double()).abs().max().item() for x, _ in draws)
     eps = EPS * (1 + 2 * gram / exact_losses.max().sqrt().item())
     assert_as_accurate_as_stock(losses, stock_losses, exact_losses, eps)
-    assert_as_accurate_as_stock(gradients, stock_gradients, exact_gradients, torch.finfo(dtype).eps / 2)
+    assert_as_accurate_as_stock(gradients, stock_gradients, exact_gradients, max(eps, torch.finfo(dtype).eps / 2))
 
 
 @pytest.mark.parametrize("normalize", NORMALIZE)
 def test_normalize_divides_as_documented(normalize: str | None) -> None:
     x, target = features((2, 20, 6, 7)), style_target(20)
     exact = reference.gram_matrix(x.double(), normalize=normalize)
-    torch.testing.assert_close(F.gram_matrix(x, normalize=normalize).double(), exact, rtol=1e-5, atol=1e-6 * exact.max())
+    torch.testing.assert_close(
+        F.gram_matrix(x, normalize=normalize).double(), exact, rtol=1e-5, atol=1e-6 * exact.max()
+    )
     exact_loss = reference.gram_mse_loss(x.double(), target.double(), normalize=normalize)
-    torch.testing.assert_close(F.gram_mse_loss(x, target, normalize=normalize).double(), exact_loss, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        F.gram_mse_loss(x, target, normalize=normalize).double(), exact_loss, rtol=1e-5, atol=0.0
+    )
 
 
 @each_layout
@@ -176,7 +186,7 @@ def test_out_receives_the_result() -> None:
     assert torch.equal(out, F.gram_matrix(x))
 
 
-# ---- layouts and sizes -------------------------------------------------------------------------------------------------
+# ---- layouts and sizes -----------------------------------------------------------------------------------------------
 
 
 def non_contiguous() -> dict[str, Tensor]:
@@ -248,7 +258,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert grad.count_nonzero() == 4
 
 
-# ---- derivatives, float64 ----------------------------------------------------------------------------------------------
+# ---- derivatives, float64 --------------------------------------------------------------------------------------------
 
 
 @each_layout
@@ -279,7 +289,7 @@ def test_gradient_penalty_matches_stock(layout: torch.memory_format) -> None:
     torch.testing.assert_close(penalties[0], penalties[1], rtol=1e-4, atol=1e-5 * penalties[1].abs().max().item())
 
 
-# ---- PyTorch's machinery -----------------------------------------------------------------------------------------------
+# ---- PyTorch's machinery ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
@@ -385,30 +395,44 @@ def test_number_of_threads_does_not_matter() -> None:
         torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-8)
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: F.gram_matrix(torch.randn(3, 4, 4)), "gram_matrix: input must be [N, C, H, W], got 3 dimensions"),
-        (lambda: F.gram_matrix(torch.randn(1, 2, 3, 4, 5)), "gram_matrix: input must be [N, C, H, W], got 5 dimensions"),
-        (lambda: F.gram_matrix(torch.ones(1, 2, 3, 4, dtype=torch.int32)), "gram_matrix: input must be float32, float64"),
-        (lambda: F.gram_matrix(torch.randn(1, 2, 3, 4), normalize="cwh"), 'normalize must be "chw", "hw", "bchw" or None'),
+        (
+            lambda: F.gram_matrix(torch.randn(1, 2, 3, 4, 5)),
+            "gram_matrix: input must be [N, C, H, W], got 5 dimensions",
+        ),
+        (
+            lambda: F.gram_matrix(torch.ones(1, 2, 3, 4, dtype=torch.int32)),
+            "gram_matrix: input must be float32, float64",
+        ),
+        (
+            lambda: F.gram_matrix(torch.randn(1, 2, 3, 4), normalize="cwh"),
+            'normalize must be "chw", "hw", "bchw" or None',
+        ),
         (
             lambda: F.gram_mse_loss(torch.randn(2, 3, 4, 4), torch.randn(3, 4)),
             "gram_mse_loss: target must be [2, 3, 3] or one [C, C] for all images, got [3, 4]",
         ),
-        (lambda: F.gram_mse_loss(torch.randn(1, 3, 4, 4), torch.ones(3, 3, dtype=torch.int64)), "target must be floating"),
+        (
+            lambda: F.gram_mse_loss(torch.randn(1, 3, 4, 4), torch.ones(3, 3, dtype=torch.int64)),
+            "target must be floating",
+        ),
         (
             lambda: F.gram_matrix(torch.randn(1, 3, 4, 4), out=torch.zeros(3, 3)),
             "gram_matrix: out must be [1, 3, 3] of torch.float32, got [3, 3] of torch.float32",
         ),
-        (lambda: F.gram_matrix(torch.randn(1, 3, 4, 4), accumulate=True), "accumulate=True needs `out` and normalize=None"),
+        (
+            lambda: F.gram_matrix(torch.randn(1, 3, 4, 4), accumulate=True),
+            "accumulate=True needs `out` and normalize=None",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message: str) -> None:
-    with pytest.raises((RuntimeError, ValueError), match="(?s).") as caught:
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(message)) as caught:
         call()
-    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -71,7 +71,9 @@ class StyleLoss(nn.Module):
             return (1 / len(self.layers),) * len(self.layers)
         if isinstance(weights, Mapping):
             if set(weights) != set(self.layers):
-                raise ValueError(f"StyleLoss: weights must name the layers {_names(self.layers)}, got {_names(weights)}")
+                raise ValueError(
+                    f"StyleLoss: weights must name the layers {_names(self.layers)}, got {_names(weights)}"
+                )
             return tuple(float(weights[layer]) for layer in self.layers)
         if len(weights) != len(self.layers):
             raise ValueError(f"StyleLoss: weights must be one a layer, {len(self.layers)}, got {len(weights)}")
@@ -79,7 +81,8 @@ class StyleLoss(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         terms = [
-            weight * loss(features[layer]) for layer, weight, loss in zip(self.layers, self.weights, self.losses, strict=True)
+            weight * loss(features[layer])
+            for layer, weight, loss in zip(self.layers, self.weights, self.losses, strict=True)
         ]
         return torch.stack(terms).sum()
 

@@ -52,8 +52,8 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: Normalize | None 
 
     Args:
         input: [N, C, H, W], as for gram_matrix.
-        target: [N, C, C], or [C, C] or [1, C, C] for all images; any floating-point dtype, used in float32 (float64 for a
-            float64 input). Need not be symmetric.
+        target: [N, C, C], or [C, C] or [1, C, C] for all images; any floating-point dtype, used in float32 (float64 for
+            a float64 input). Need not be symmetric.
         normalize: as for gram_matrix; the target must have been made with the same.
 
     Returns:
@@ -68,7 +68,7 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: Normalize | None 
     return loss
 
 
-# ---- shapes and strides of the results, without computing them ---------------------------------------------------------
+# ---- shapes and strides of the results, without computing them -------------------------------------------------------
 
 
 def _matrix_dtype(input: Tensor) -> torch.dtype:
@@ -77,9 +77,7 @@ def _matrix_dtype(input: Tensor) -> torch.dtype:
 
 def _empty_like_dense(input: Tensor) -> Tensor:
     channels_last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(
-        input, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    return torch.empty_like(input, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 @torch.library.register_fake("artkernels::gram_matrix")
@@ -105,7 +103,7 @@ def _(grad_loss: Tensor, residual: Tensor, input: Tensor, normalize: str | None)
     return _empty_like_dense(input)
 
 
-# ---- autograd: each backward is an op with a derivative of its own, so that gradients of gradients are right ------------
+# ---- autograd: each backward is an op with a derivative of its own, so that gradients of gradients are right ---------
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
@@ -194,9 +192,7 @@ def _setup_gram_mse_loss_backward(ctx: Any, inputs: tuple[Any, ...], output: Ten
     ctx.save_for_backward(grad_loss, residual, input)
 
 
-def _gram_mse_loss_double_backward(
-    ctx: Any, grad: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+def _gram_mse_loss_double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
     grad_loss, residual, input = ctx.saved_tensors
     of_grad_loss, of_residual, of_input, _ = ctx.needs_input_grad
     scale = _scale(input, ctx.normalize) * 2 / residual.numel()
@@ -213,5 +209,6 @@ torch.library.register_autograd(
     "artkernels::gram_mse_loss_backward", _gram_mse_loss_double_backward, setup_context=_setup_gram_mse_loss_backward
 )
 
-# No autocast rule is registered: in every autocast mode these ops take the input in the dtype it comes in, 16-bit features
-# included, and compute and return float32. A cast to float32 would only cost memory, one to 16 bits would lose the Gram.
+# No autocast rule is registered: in every autocast mode these ops take the input in the dtype it comes in, 16-bit
+# features included, and compute and return float32. A cast to float32 would only cost memory, one to 16 bits would lose
+# the Gram matrix.

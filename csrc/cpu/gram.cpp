@@ -1,4 +1,5 @@
-// Gram matrices, the loss on them and their gradient: single-precision SIMD kernels for one instruction set (cpu/isa.h).
+// Gram matrices, the loss on them and their gradient: single-precision SIMD kernels for one instruction set
+// (cpu/isa.h).
 #include "cpu/gram.h"
 
 #include <omp.h>
@@ -32,54 +33,67 @@ int greatest_common_divisor(int64_t a, int b) {
   return b;
 }
 
-// ---- forward -----------------------------------------------------------------------------------------------------------
+// ---- forward
+// -----------------------------------------------------------------------------------------------------------
 
 // Blocks (I, J), I >= J, of the lower triangle lie one after the other.
 int64_t block_index(int64_t I, int64_t J) { return I * (I + 1) / 2 + J; }
 
-// Pixels packed and multiplied at a time. Two panels of so many fit in L1, and no running sum has more than 128 terms before
-// it is added to the others, which keeps the error near that of a pairwise sum.
+// Pixels packed and multiplied at a time. Two panels of so many fit in L1, and no running sum has more than 128 terms
+// before it is added to the others, which keeps the error near that of a pairwise sum.
 constexpr int64_t STEP = 128;
 
-// Panels [pixel][PANEL channels] of pixels [begin, end) of one image, channels beyond C zero.
+// Pixels of a plane read in one go, a multiple of STEP. Planes often lie a power of two apart, so that their lines
+// compete for the same sets of every cache: a run must be long enough for the hardware's prefetching to be used before
+// it is evicted.
+constexpr int64_t pixels_per_run(int64_t C) { return C <= 64 ? 4 * STEP : C <= 128 ? 2 * STEP : STEP; }
+
+// Pixels [begin, end) of one image as steps of panels, [step][panel][pixel < STEP][PANEL channels], channels beyond C
+// zero. The last step has only the pixels that are left. Plane after plane, a whole run of each.
 template <typename scalar_t>
 void pack_channels(const scalar_t* x, const FeatureMap& f, int64_t begin, int64_t end, float* packed) {
-  const int64_t K = end - begin;
   const int64_t channels = panels_of(f.C) * PANEL;
+  // Where pixel `begin + k` of channel c goes; the pixels after it, up to the next step, follow PANEL floats apart.
+  auto at = [&](int64_t k, int64_t c) {
+    const int64_t step = k / STEP * STEP, pixels = end - begin - step < STEP ? end - begin - step : STEP;
+    return packed + step * channels + c / PANEL * PANEL * pixels + (k - step) * PANEL + c % PANEL;
+  };
   if (f.channels_last) {
-    for (int64_t k = 0; k < K; ++k)
+    for (int64_t k = 0; k < end - begin; ++k)
       for (int64_t c = 0; c < channels; c += VL)
-        store(packed + (c / PANEL * K + k) * PANEL + c % PANEL,
-              c < f.C ? load_up_to(x + (begin + k) * f.C + c, f.C - c) : vfloat{});
+        store(at(k, c), c < f.C ? load_up_to(x + (begin + k) * f.C + c, f.C - c) : vfloat{});
     return;
   }
-  for (int64_t c = 0; c < channels; c += VL) {
-    float* const out = packed + c / PANEL * K * PANEL + c % PANEL;
-    for (int64_t k = 0; k < K; k += VL) {
+  for (int64_t c = 0; c < channels; c += VL)
+    for (int64_t k = 0; k < end - begin; k += VL) {
       vfloat rows[VL];
-      if (c + VL <= f.C && k + VL <= K) {
-        ARTKERNELS_UNROLL for (int i = 0; i < VL; ++i) rows[i] = load(x + (c + i) * f.P + begin + k);
+      float* const out = at(k, c);
+      const int64_t pixels = end - begin - k;
+      if (c + VL <= f.C && pixels >= VL) {
+        ARTKERNELS_UNROLL
+        for (int i = 0; i < VL; ++i) rows[i] = load(x + (c + i) * f.P + begin + k);
         transpose(rows);
-        ARTKERNELS_UNROLL for (int j = 0; j < VL; ++j) store(out + (k + j) * PANEL, rows[j]);
+        ARTKERNELS_UNROLL
+        for (int j = 0; j < VL; ++j) store(out + j * PANEL, rows[j]);
       } else {
         for (int i = 0; i < VL; ++i)
-          rows[i] = c + i < f.C ? load_up_to(x + (c + i) * f.P + begin + k, K - k) : vfloat{};
+          rows[i] = c + i < f.C ? load_up_to(x + (c + i) * f.P + begin + k, pixels) : vfloat{};
         transpose(rows);
-        for (int j = 0; j < VL && k + j < K; ++j) store(out + (k + j) * PANEL, rows[j]);
+        for (int j = 0; j < VL && j < pixels; ++j) store(out + j * PANEL, rows[j]);
       }
     }
-  }
 }
 
 template <int rows, int vectors>
 __attribute__((noinline)) void add_product(const float* A, const float* B, int64_t K, float* out, bool first) {
   Tile<rows, vectors> tile;
   tile.multiply(A, B, K);
-  ARTKERNELS_UNROLL for (int i = 0; i < rows; ++i)
-    ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) {
-      float* const o = out + i * PANEL + v * VL;
-      store(o, first ? tile.acc[i][v] : load(o) + tile.acc[i][v]);
-    }
+  ARTKERNELS_UNROLL
+  for (int i = 0; i < rows; ++i) ARTKERNELS_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    float* const o = out + i * PANEL + v * VL;
+    store(o, first ? tile.acc[i][v] : load(o) + tile.acc[i][v]);
+  }
 }
 
 // Adds the products of K packed pixels to the triangle. Of the blocks on the diagonal only what their lower triangle
@@ -89,14 +103,12 @@ void add_products(const float* packed, int64_t panels, int64_t K, float* triangl
     const float* const B = packed + J * K * PANEL;
     float* const diagonal = triangle + block_index(J, J) * BLOCK;
     add_product<VL, 1>(B, B, K, diagonal, first);
-    for (int row = VL; row < PANEL; row += VL / 2)
-      add_product<VL / 2, 2>(B + row, B, K, diagonal + row * PANEL, first);
+    for (int row = VL; row < PANEL; row += VL / 2) add_product<VL / 2, 2>(B + row, B, K, diagonal + row * PANEL, first);
     for (int64_t I = J + 1; I < panels; ++I) {
       const float* const A = packed + I * K * PANEL;
       float* const out = triangle + block_index(I, J) * BLOCK;
-      for_panel_rows([&](int row, auto rows) {
-        add_product<decltype(rows)::value, 2>(A + row, B, K, out + row * PANEL, first);
-      });
+      for_panel_rows(
+          [&](int row, auto rows) { add_product<decltype(rows)::value, 2>(A + row, B, K, out + row * PANEL, first); });
     }
   }
 }
@@ -105,12 +117,14 @@ void add_products(const float* packed, int64_t panels, int64_t K, float* triangl
 template <typename scalar_t>
 void sum_products(const GramParams& p, int64_t n, Range range, float* packed, float* triangle) {
   const scalar_t* const x = static_cast<const scalar_t*>(p.input) + n * p.features.C * p.features.P;
-  const int64_t panels = panels_of(p.features.C);
+  const int64_t panels = panels_of(p.features.C), run = pixels_per_run(p.features.C);
   if (range.begin == range.end) __builtin_memset(triangle, 0, block_index(panels, 0) * BLOCK * sizeof(float));
-  for (int64_t k = range.begin; k < range.end; k += STEP) {
-    const int64_t end = k + STEP < range.end ? k + STEP : range.end;
-    pack_channels(x, p.features, k, end, packed);
-    add_products(packed, panels, end - k, triangle, k == range.begin);
+  for (int64_t r = range.begin; r < range.end; r += run) {
+    const int64_t end = r + run < range.end ? r + run : range.end;
+    pack_channels(x, p.features, r, end, packed);
+    for (int64_t k = r; k < end; k += STEP)
+      add_products(packed + (k - r) * panels * PANEL, panels, end - k < STEP ? end - k : STEP, triangle,
+                   k == range.begin);
   }
 }
 
@@ -120,9 +134,11 @@ void transpose_block(const Block& in, Block& out) {
   for (int r = 0; r < PANEL; r += VL)
     for (int c = 0; c < PANEL; c += VL) {
       vfloat rows[VL];
-      ARTKERNELS_UNROLL for (int i = 0; i < VL; ++i) rows[i] = load(&in[r + i][c]);
+      ARTKERNELS_UNROLL
+      for (int i = 0; i < VL; ++i) rows[i] = load(&in[r + i][c]);
       transpose(rows);
-      ARTKERNELS_UNROLL for (int i = 0; i < VL; ++i) store(&out[c + i][r], rows[i]);
+      ARTKERNELS_UNROLL
+      for (int i = 0; i < VL; ++i) store(&out[c + i][r], rows[i]);
     }
 }
 
@@ -157,7 +173,8 @@ void sum_parts(const GramParams& p, const float* triangle, int parts, int64_t st
       for (int c = r + 1; c < PANEL; ++c) g[r][c] = g[c][r];
 }
 
-// Replaces block (I, J) of G and its mirror image by the symmetric part of G - T; returns the sum of (G - T)^2 over both.
+// Replaces block (I, J) of G and its mirror image by the symmetric part of G - T; returns the sum of (G - T)^2 over
+// both.
 double subtract_target(const float* target, int64_t C, int64_t I, int64_t J, Block& g) {
   Block t, upper, mirrored;
   read_block(target, C, I, J, t);
@@ -199,22 +216,23 @@ double finish_row(const GramParams& p, int64_t n, int64_t I, const float* triang
   return squares;
 }
 
-// Images are dealt to teams of threads, so that every thread has the same work: with 2 threads an image is split between
-// both when N is odd, else each takes whole images and shares nothing. A thread sums its part of the pixels in a triangle
-// of its own; the team then adds its triangles block by block, in a fixed order, and writes the result.
+// Images are dealt to teams of threads, so that every thread has the same work: with 2 threads an image is split
+// between both when N is odd, else each takes whole images and shares nothing. A thread sums its part of the pixels in
+// a triangle of its own; the team then adds its triangles block by block, in a fixed order, and writes the result.
 template <typename scalar_t>
 void forward(const GramParams& p, int threads) {
   const FeatureMap& f = p.features;
   const int64_t panels = panels_of(f.C), triangle_size = block_index(panels, 0) * BLOCK;
-  const int64_t packed_size = STEP * panels * PANEL, thread_size = triangle_size + packed_size;
+  const int64_t packed_size = pixels_per_run(f.C) * panels * PANEL, thread_size = triangle_size + packed_size;
   const int64_t losses_size = p.loss ? f.N * panels : 0;
-  double* const losses = static_cast<double*>(thread_scratch(losses_size * sizeof(double) + 64 +
-                                                             threads * thread_size * sizeof(float)));
+  double* const losses =
+      static_cast<double*>(thread_scratch(losses_size * sizeof(double) + 64 + threads * thread_size * sizeof(float)));
   float* const scratch = reinterpret_cast<float*>(losses + (losses_size + 7) / 8 * 8);
 #pragma omp parallel num_threads(threads)
   {
     const int T = omp_get_num_threads(), t = omp_get_thread_num();
-    const int teams = greatest_common_divisor(f.N, T), team_size = T / teams, team = t / team_size, member = t % team_size;
+    const int teams = greatest_common_divisor(f.N, T), team_size = T / teams, team = t / team_size,
+              member = t % team_size;
     float* const triangles = scratch + team * team_size * thread_size;  // of the team, thread_size apart
     float* const mine = triangles + member * thread_size;
     for (int64_t n = team; n < f.N; n += teams) {
@@ -238,10 +256,11 @@ void forward(const GramParams& p, int threads) {
   }
 }
 
-// ---- backward ----------------------------------------------------------------------------------------------------------
+// ---- backward
+// ----------------------------------------------------------------------------------------------------------
 
-// Panel `panel` of S = factor * (D + D^T): [k < C][PANEL columns], columns beyond C zero. S is symmetric, so that the same
-// panels serve as the left operand (NCHW) and as the right one (channels_last).
+// Panel `panel` of S = factor * (D + D^T): [k < C][PANEL columns], columns beyond C zero. S is symmetric, so that the
+// same panels serve as the left operand (NCHW) and as the right one (channels_last).
 void pack_symmetric(const float* D, int64_t C, int64_t panel, float factor, float* packed) {
   for (int64_t j = panel * PANEL; j < (panel + 1) * PANEL; j += VL)
     for (int64_t k = 0; k < C; k += VL) {
@@ -255,15 +274,16 @@ void pack_symmetric(const float* D, int64_t C, int64_t panel, float factor, floa
     }
 }
 
-constexpr int64_t PIXELS = 4 * PANEL;             // NCHW: pixels packed at a time, so that S is read once for all of them
-constexpr int64_t PIXEL_ROWS = 8 * TILE_ROWS;     // channels_last: the same
+constexpr int64_t PIXEL_ROWS =
+    8 * TILE_ROWS;  // channels_last: pixels multiplied at a time, so that S is read once for all
 
 // dX[i][p] = sum over k of S[k][i] X[k][p], pixels [begin, end) of one image [C, P].
 template <typename scalar_t>
 void multiply_planes(const FeatureMap& f, const scalar_t* x, const float* S, scalar_t* dx, int64_t begin, int64_t end,
                      float* packed) {
-  for (int64_t p = begin; p < end; p += PIXELS) {
-    const int64_t panels = panels_of(end - p < PIXELS ? end - p : PIXELS);
+  const int64_t run = pixels_per_run(f.C);
+  for (int64_t p = begin; p < end; p += run) {
+    const int64_t panels = panels_of(end - p < run ? end - p : run);
     for (int64_t k = 0; k < f.C; ++k)
       for (int64_t q = 0; q < panels * PANEL; q += VL)
         store(packed + (q / PANEL * f.C + k) * PANEL + q % PANEL,
@@ -322,7 +342,8 @@ template <typename scalar_t>
 void backward(const GramBackwardParams& p, int threads) {
   const FeatureMap& f = p.features;
   const int64_t panels = panels_of(f.C), S_size = panels * f.C * PANEL;
-  const int64_t thread_size = f.channels_last ? (sizeof(scalar_t) == sizeof(float) ? 0 : PIXEL_ROWS * f.C) : PIXELS * f.C;
+  const int64_t thread_size =
+      f.channels_last ? (sizeof(scalar_t) == sizeof(float) ? 0 : PIXEL_ROWS * f.C) : pixels_per_run(f.C) * f.C;
   float* const S = static_cast<float*>(thread_scratch((S_size + threads * thread_size) * sizeof(float)));
   const float factor = p.scale * (p.factor ? *p.factor : 1.f);
 #pragma omp parallel num_threads(threads)

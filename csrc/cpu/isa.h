@@ -1,8 +1,8 @@
 // One source, compiled once per instruction set; the copy to run is chosen when the library is loaded.
 //
-// A kernel file (csrc/cpu/<op>.cpp) defines its functions in namespace ARTKERNELS_ISA, which the build sets to `baseline`,
-// `avx2` or `avx512` together with that instruction set's compiler flags. ARTKERNELS_CPU_KERNEL declares the copies and a
-// function of the same name in artkernels::cpu that calls the right one.
+// A kernel file (csrc/cpu/<op>.cpp) defines its functions in namespace ARTKERNELS_ISA, which the build sets to
+// `baseline`, `avx2` or `avx512` together with that instruction set's compiler flags. ARTKERNELS_CPU_KERNEL declares
+// the copies and a function of the same name in artkernels::cpu that calls the right one.
 //
 // Kernel files include no torch header and no standard template: an inline function that two instruction sets
 // instantiate is merged by the linker, and the copy that it keeps may be one that an older CPU cannot run.
@@ -19,23 +19,31 @@ const char* name(Isa);
 }  // namespace artkernels::cpu
 
 #if defined(ARTKERNELS_X86)
-#define ARTKERNELS_CPU_KERNEL(kernel, Params)                 \
-  namespace artkernels::cpu {                                 \
-  namespace baseline { void kernel(const Params&, int); }     \
-  namespace avx2 { void kernel(const Params&, int); }         \
-  namespace avx512 { void kernel(const Params&, int); }       \
-  inline void kernel(const Params& params, int threads) {     \
-    switch (isa()) {                                          \
-      case Isa::Avx512: return avx512::kernel(params, threads); \
-      case Isa::Avx2: return avx2::kernel(params, threads);   \
+#define ARTKERNELS_CPU_KERNEL(kernel, Params)                       \
+  namespace artkernels::cpu {                                       \
+  namespace baseline {                                              \
+  void kernel(const Params&, int);                                  \
+  }                                                                 \
+  namespace avx2 {                                                  \
+  void kernel(const Params&, int);                                  \
+  }                                                                 \
+  namespace avx512 {                                                \
+  void kernel(const Params&, int);                                  \
+  }                                                                 \
+  inline void kernel(const Params& params, int threads) {           \
+    switch (isa()) {                                                \
+      case Isa::Avx512: return avx512::kernel(params, threads);     \
+      case Isa::Avx2: return avx2::kernel(params, threads);         \
       case Isa::Baseline: return baseline::kernel(params, threads); \
-    }                                                         \
-  }                                                           \
+    }                                                               \
+  }                                                                 \
   }
 #else
-#define ARTKERNELS_CPU_KERNEL(kernel, Params)                 \
-  namespace artkernels::cpu {                                 \
-  namespace baseline { void kernel(const Params&, int); }     \
+#define ARTKERNELS_CPU_KERNEL(kernel, Params)                                                  \
+  namespace artkernels::cpu {                                                                  \
+  namespace baseline {                                                                         \
+  void kernel(const Params&, int);                                                             \
+  }                                                                                            \
   inline void kernel(const Params& params, int threads) { baseline::kernel(params, threads); } \
   }
 #endif

@@ -6,8 +6,8 @@
 namespace artkernels::cpu {
 namespace {
 
-// Operands are packed into panels [k][PANEL], PANEL = two vectors: a tile reads both of its operands front to back, from
-// neighbouring cache lines whatever the tensor's strides were.
+// Operands are packed into panels [k][PANEL], PANEL = two vectors: a tile reads both of its operands front to back,
+// from neighbouring cache lines whatever the tensor's strides were.
 constexpr int PANEL = 2 * VL;
 
 // Rows of a tile: as many as leave registers for two vectors of B (32 vector registers with AVX-512, 16 otherwise).
@@ -19,16 +19,19 @@ template <int rows, int vectors = 2>
 struct Tile {
   vfloat acc[rows][vectors];
 
-  // acc[i][:] = sum over k < K of A(i, k) * B[k][:]. A is a panel, A(i, k) = A[k * PANEL + i], or, with a_stride, rows of a
-  // matrix, A(i, k) = A[i * a_stride + k].
+  // acc[i][:] = sum over k < K of A(i, k) * B[k][:]. A is a panel, A(i, k) = A[k * PANEL + i], or, with a_stride, rows
+  // of a matrix, A(i, k) = A[i * a_stride + k].
   ARTKERNELS_INLINE void multiply(const float* A, const float* B, int64_t K) {
     clear();
     for (int64_t k = 0; k < K; ++k, A += PANEL, B += PANEL) {
       vfloat b[vectors];
-      ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) b[v] = load(B + v * VL);
-      ARTKERNELS_UNROLL for (int i = 0; i < rows; ++i) {
+      ARTKERNELS_UNROLL
+      for (int v = 0; v < vectors; ++v) b[v] = load(B + v * VL);
+      ARTKERNELS_UNROLL
+      for (int i = 0; i < rows; ++i) {
         const vfloat a = broadcast(A[i]);
-        ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) acc[i][v] += a * b[v];
+        ARTKERNELS_UNROLL
+        for (int v = 0; v < vectors; ++v) acc[i][v] += a * b[v];
       }
     }
   }
@@ -36,18 +39,24 @@ struct Tile {
     clear();
     for (int64_t k = 0; k < K; ++k, ++A, B += PANEL) {
       vfloat b[vectors];
-      ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) b[v] = load(B + v * VL);
-      ARTKERNELS_UNROLL for (int i = 0; i < rows; ++i) {
+      ARTKERNELS_UNROLL
+      for (int v = 0; v < vectors; ++v) b[v] = load(B + v * VL);
+      ARTKERNELS_UNROLL
+      for (int i = 0; i < rows; ++i) {
         const vfloat a = broadcast(A[i * a_stride]);
-        ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) acc[i][v] += a * b[v];
+        ARTKERNELS_UNROLL
+        for (int v = 0; v < vectors; ++v) acc[i][v] += a * b[v];
       }
     }
   }
 
  private:
   ARTKERNELS_INLINE void clear() {
-    ARTKERNELS_UNROLL for (int i = 0; i < rows; ++i)
-      ARTKERNELS_UNROLL for (int v = 0; v < vectors; ++v) acc[i][v] = vfloat{};
+    ARTKERNELS_UNROLL
+    for (int i = 0; i < rows; ++i) {
+      ARTKERNELS_UNROLL
+      for (int v = 0; v < vectors; ++v) acc[i][v] = vfloat{};
+    }
   }
 };
 

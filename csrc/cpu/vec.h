@@ -1,5 +1,6 @@
-// Vectors of the instruction set a kernel file is compiled for, on the compilers' vector extensions: VL float lanes, loads
-// and stores of float32, bfloat16 and float16 memory, a transpose. Everything here is inlined and has internal linkage.
+// Vectors of the instruction set a kernel file is compiled for, on the compilers' vector extensions: VL float lanes,
+// loads and stores of float32, bfloat16 and float16 memory, a transpose. Everything here is inlined and has internal
+// linkage.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +29,12 @@ typedef float vfloat_any __attribute__((vector_size(VL * 4), aligned(4), may_ali
 typedef uint16_t vuint16_any __attribute__((vector_size(VL * 2), aligned(2), may_alias));
 
 // Memory formats of 16-bit floats; arithmetic is always float32.
-struct BFloat16 { uint16_t bits; };
-struct Half { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
 
 ARTKERNELS_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
 ARTKERNELS_INLINE vuint broadcast_bits(uint32_t value) { return value - vuint{}; }
@@ -73,9 +78,13 @@ ARTKERNELS_INLINE vuint16 narrow(Half, vfloat v) {
 ARTKERNELS_INLINE vfloat load(const float* p) { return *(const vfloat_any*)p; }
 ARTKERNELS_INLINE void store(float* p, vfloat v) { *(vfloat_any*)p = v; }
 template <typename scalar_t>
-ARTKERNELS_INLINE vfloat load(const scalar_t* p) { return widen(scalar_t{}, *(const vuint16_any*)p); }
+ARTKERNELS_INLINE vfloat load(const scalar_t* p) {
+  return widen(scalar_t{}, *(const vuint16_any*)p);
+}
 template <typename scalar_t>
-ARTKERNELS_INLINE void store(scalar_t* p, vfloat v) { *(vuint16_any*)p = narrow(scalar_t{}, v); }
+ARTKERNELS_INLINE void store(scalar_t* p, vfloat v) {
+  *(vuint16_any*)p = narrow(scalar_t{}, v);
+}
 
 // The first `count` lanes, the others 0; nothing is read or written beyond them.
 template <typename scalar_t>
@@ -108,7 +117,8 @@ ARTKERNELS_INLINE void exchange(vfloat (&rows)[VL]) {
     low[lane] = lane & distance ? VL + lane - distance : lane;
     high[lane] = lane & distance ? VL + lane : lane + distance;
   }
-  ARTKERNELS_UNROLL for (int i = 0; i < VL; ++i) {
+  ARTKERNELS_UNROLL
+  for (int i = 0; i < VL; ++i) {
     if (i & distance) continue;
     const vfloat a = rows[i], b = rows[i + distance];
     rows[i] = __builtin_shuffle(a, b, low);

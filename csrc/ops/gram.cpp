@@ -35,7 +35,8 @@ double scale_of(const char* op, const Tensor& input, Normalize normalize) {
 }
 
 // Square matrices for the Gram matrices of `input`, in the dtype that they are computed in.
-Tensor check_matrices(const char* op, const char* name, const Tensor& matrices, const Tensor& input, bool may_broadcast) {
+Tensor check_matrices(const char* op, const char* name, const Tensor& matrices, const Tensor& input,
+                      bool may_broadcast) {
   check_same_device(op, name, matrices, input);
   const int64_t N = input.size(0), C = input.size(1);
   const auto shape = matrices.sizes();
@@ -120,7 +121,8 @@ Tensor run_backward(const Tensor& grad_output, const Tensor& factor, const Tenso
   return grad_input;
 }
 
-// ---- float64: the plain formulas, for gradient checks ------------------------------------------------------------------
+// ---- float64: the plain formulas, for gradient checks
+// ------------------------------------------------------------------
 
 Tensor planes(const Tensor& input) { return input.reshape({input.size(0), input.size(1), -1}); }
 
@@ -184,7 +186,8 @@ std::tuple<Tensor, Tensor> gram_mse_loss(const Tensor& input, const Tensor& targ
   return {loss, residual};
 }
 
-Tensor gram_mse_loss_backward(const Tensor& grad_loss, const Tensor& residual, const Tensor& input, Normalize normalize) {
+Tensor gram_mse_loss_backward(const Tensor& grad_loss, const Tensor& residual, const Tensor& input,
+                              Normalize normalize) {
   constexpr const char* op = "gram_mse_loss_backward";
   check_feature_map(op, input);
   check_same_device(op, "grad_loss", grad_loss, input);

@@ -6,7 +6,8 @@
 #include <string_view>
 #include <tuple>
 
-// Host functions of the Gram ops, behind both torch.ops.artkernels and artkernels._C; documented in artkernels/ops/gram.py.
+// Host functions of the Gram ops, behind both torch.ops.artkernels and artkernels._C; documented in
+// artkernels/ops/gram.py.
 namespace artkernels {
 
 using Normalize = std::optional<std::string_view>;
