@@ -1,0 +1,149 @@
+"""Pictures in and out of files: RGB tensors in [0, 1] on this side, whatever Pillow can read on the other."""
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as TF
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from artkernels.errors import UserError
+
+__all__ = ["METADATA_KEY", "check_writable", "contact_sheet", "load", "resize", "save", "scaled"]
+
+METADATA_KEY = "artkernels"
+"""The PNG text chunk in which :func:`save` keeps, as JSON, how a picture was made."""
+
+
+def load(path: str | os.PathLike[str]) -> Tensor:
+    """Read a picture as the viewer would show it: turned as EXIF says, transparency over white, any mode as RGB.
+
+    Returns:
+        [1, 3, H, W], float32 in [0, 1].
+
+    Raises:
+        UserError: no such file, not a picture, damaged, unreadable, or too large to be one in good faith.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large; the error is for absurd
+            with Image.open(path) as picture:
+                pixels = _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder, a picture is needed") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise UserError(f"{path}: damaged or incomplete picture ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[H, W, 3] float32 in [0, 1]."""
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip and not scale
+        grey = np.asarray(picture, dtype=np.float32) / np.float32(65535)
+        return np.repeat(grey[..., None].clip(0, 1), 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
+
+
+def scaled(image: Tensor, size: int) -> tuple[int, int]:
+    """The height and width that :func:`resize` would give ``image``."""
+    height, width = image.shape[-2:]
+    longer = max(height, width)
+    return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+
+
+def resize(image: Tensor, size: int) -> Tensor:
+    """Scale ``image``, [1, C, H, W] in [0, 1], antialiased, so that its longer side is ``size`` pixels."""
+    shape = scaled(image, size)
+    if shape == image.shape[-2:]:
+        return image
+    return TF.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise the UserError that :func:`save` would raise for ``path``, before the work is done, leaving no trace."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: pictures are saved as PNG, the name must end in .png")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder of that name is in the way")
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def save(image: Tensor, path: str | os.PathLike[str], settings: dict[str, Any] | None = None) -> None:
+    """Write a PNG file whole or not at all, replacing one of the same name.
+
+    Args:
+        image: [1, 3, H, W] or [3, H, W], RGB in [0, 1]; values outside are clipped.
+        path: must end in .png, in a folder that exists.
+        settings: kept in the file as JSON, see :data:`METADATA_KEY`.
+
+    Raises:
+        UserError: the folder is missing, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: pictures are saved as PNG, the name must end in .png")
+    info = PngInfo()
+    if settings is not None:
+        info.add_text(METADATA_KEY, json.dumps(settings))
+    picture = _to_pil(image)
+    temporary = _temporary(path)
+    try:
+        # Written beside its place, forced to the disk and renamed: at no moment is there half a picture at `path`.
+        with temporary.open("xb") as file:
+            picture.save(file, format="PNG", pnginfo=info)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def contact_sheet(images: Sequence[Tensor], *, height: int = 256, gap: int = 8) -> Tensor:
+    """Set pictures, [1, 3, H, W] in [0, 1], side by side on white, all of one ``height``: [1, 3, height, W']."""
+    tiles: list[Tensor] = []
+    for image in images:
+        tile = resize(image, round(height * max(1, image.shape[-1] / image.shape[-2])))
+        tiles += [torch.ones(1, 3, height, gap), tile[..., :height, :]]
+    return torch.cat(tiles[1:], dim=-1)
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    pixels = image.detach().cpu().reshape(3, *image.shape[-2:]).float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    if not path.parent.is_dir():
+        return UserError(f"{path}: the folder {path.parent} does not exist")
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")

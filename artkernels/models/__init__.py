@@ -1,0 +1,1 @@
+"""Published architectures in stock ``torch.nn`` layers, one file each."""

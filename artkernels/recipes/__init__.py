@@ -1,0 +1,1 @@
+"""Ready-made systems that make pictures, one file each."""

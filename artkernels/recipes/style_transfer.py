@@ -1,0 +1,304 @@
+"""Optimisation style transfer: the pixels of a picture are trained until they have a photograph's content and a
+painting's style (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Convolutional Neural Networks").
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as TF
+from torch import Tensor
+
+from artkernels import functional as F
+from artkernels.errors import UserError
+from artkernels.images import resize, scaled
+from artkernels.models.vgg import VGG19
+
+__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "memory_needed", "stylize"]
+
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+CONTENT_LAYER = "relu4_2"
+
+# The network pads with zeros, and the optimiser draws lines along the border to make up for it. So it works on a canvas
+# that is this much larger on each side, and the lines are cut off.
+_MARGIN = 16
+_SMALLEST_SIDE = 32  # the deepest layer sees one sixteenth of it
+_COARSEST_SIDE = 96
+
+# Measured peak of forward and backward, with the optimiser's history: a part of its own, and so much a pixel.
+_BYTES = 2**28
+_BYTES_PER_PIXEL = 3000
+_HISTORY = 20  # L-BFGS's pairs of past steps and gradients; each costs 24 bytes a pixel
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a picture is to be made.
+
+    Attributes:
+        size: the longer side of the result in pixels, at least 32.
+        steps: evaluations of the network in all, shared equally by the scales of the pyramid, at least 1.
+        content_weight: weight of the content loss, >= 0.
+        style_weight: weight of the style loss, >= 0. Both losses are relative (1: as far off as a grey picture's), so
+            the same weights suit any checkpoint, photograph and painting.
+        tv_weight: weight of the total variation, >= 0: more makes a smoother picture.
+        init: begin with the photograph ("content") or with random "noise".
+        optimizer: "lbfgs", which needs fewer steps, or "adam", which needs less memory.
+        preserve_color: keep the photograph's colours and transfer the brush-work only.
+        seed: of the noise. The same seed, settings, machine and number of threads give the same picture.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    size: int = 512
+    steps: int = 300
+    content_weight: float = 1.0
+    style_weight: float = 10.0
+    tv_weight: float = 6.0
+    init: str = "content"
+    optimizer: str = "lbfgs"
+    preserve_color: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < _SMALLEST_SIDE:
+            raise UserError(f"size must be at least {_SMALLEST_SIDE}, got {self.size}")
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+        for name in ("content_weight", "style_weight", "tv_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} must be a number from 0 up, got {getattr(self, name)}")
+        if self.init not in ("content", "noise"):
+            raise UserError(f'init must be "content" or "noise", got {self.init!r}')
+        if self.optimizer not in ("lbfgs", "adam"):
+            raise UserError(f'optimizer must be "lbfgs" or "adam", got {self.optimizer!r}')
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+
+
+class Progress(NamedTuple):
+    """What a caller of :func:`stylize` is told after every step."""
+
+    step: int  # 1 ... steps
+    steps: int
+    loss: float
+    image: Tensor  # [1, 3, h, w] in [0, 1], at the scale being worked on
+
+
+def stylize(
+    photo: Tensor,
+    styles: Sequence[Tensor],
+    vgg: VGG19,
+    settings: Settings | None = None,
+    *,
+    style_shares: Sequence[float] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Tensor:
+    """Paint ``photo`` in the manner of ``styles``.
+
+    Works from coarse to fine: every scale doubles the last one's picture and refines it, so that large shapes are
+    settled where steps are cheap.
+
+    Args:
+        photo: [1, 3, H, W], RGB in [0, 1], any size and shape.
+        styles: one or more paintings, [1, 3, h, w] each, of any size.
+        vgg: the network to look with, frozen; the work is done on its device.
+        settings: None for the defaults.
+        style_shares: how much of each painting, one positive number each; only their proportions count. None: equal.
+        on_step: called after every step.
+
+    Returns:
+        [1, 3, H', W'] on the CPU, in [0, 1], the longer side ``settings.size``, the shape of the photograph.
+
+    Raises:
+        UserError: a picture too thin, a size that will not fit in memory, shares that do not fit the styles, or a loss
+            that is no longer finite.
+    """
+    settings = settings or Settings()
+    device = vgg.mean.device
+    shares = _normalise(style_shares, len(styles))
+    _check_shapes(photo, styles, settings.size)
+    _check_memory(*scaled(photo, settings.size), device)
+
+    original = full = resize(photo, settings.size)
+    if settings.preserve_color:
+        # Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer", luminance-only transfer: unlike their
+        # colour matching, it cannot leak a colour that the photograph doesn't have.
+        full = _luma(full)
+        styles = [_match_luma(_luma(style), full) for style in styles]
+
+    def finish(image: Tensor) -> Tensor:
+        image = image.cpu()
+        if settings.preserve_color:
+            colors = resize(original, max(image.shape[-2:]))
+            image = colors + (image - _luma(colors))
+        return image.clamp(0, 1)
+
+    sides = _pyramid(full)
+    image: Tensor | None = None
+    for level, side in enumerate(sides):
+        first, last = (settings.steps * n // len(sides) for n in (level, level + 1))
+        target = resize(full, side)
+        if image is not None:
+            image = TF.interpolate(image, target.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        elif settings.init == "content":
+            image = target
+        else:
+            generator = torch.Generator().manual_seed(settings.seed)
+            image = (0.5 + 0.2 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+        objective = _Objective(
+            vgg, _extend(target).to(device), [resize(style, side).to(device) for style in styles], shares, settings
+        )
+        canvas = _extend(image).to(device).requires_grad_()
+        optimizer = _optimizer(canvas, settings)
+        for step in range(first, last):
+            loss = _step(optimizer, objective, canvas, step + 1)
+            image = canvas.detach()[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+            if on_step is not None:
+                on_step(Progress(step + 1, settings.steps, loss, finish(image)))
+        image = image.cpu()
+    assert image is not None  # a pyramid has at least one level
+    return finish(image)
+
+
+class _Objective:
+    """The loss of a canvas against one photograph and the paintings, at one scale.
+
+    Several paintings cost no more than one: the weighted sum of squared distances to their Gram matrices is, up to a
+    constant, the squared distance to the weighted mean of the matrices.
+    """
+
+    def __init__(
+        self, vgg: VGG19, photo: Tensor, styles: Sequence[Tensor], shares: Sequence[float], settings: Settings
+    ) -> None:
+        self.vgg = vgg
+        self.settings = settings
+        with torch.no_grad():  # the targets, once a scale
+            self.content = self._features(photo, [CONTENT_LAYER])[CONTENT_LAYER]
+            self.grams: dict[str, Tensor] = {}
+            for share, style in zip(shares, styles, strict=True):
+                for layer, features in self._features(style, STYLE_LAYERS).items():
+                    gram = share * F.gram_matrix(features)
+                    self.grams[layer] = self.grams[layer] + gram if layer in self.grams else gram
+        # Relative to the targets' own size, each loss is a pure number. A flat picture can have no energy at all.
+        tiny = torch.finfo(torch.float32).tiny
+        self.content_scale = settings.content_weight / max(float(self.content.square().mean()), tiny)
+        self.style_scales = {
+            layer: settings.style_weight / len(STYLE_LAYERS) / max(float(gram.square().mean()), tiny)
+            for layer, gram in self.grams.items()
+        }
+
+    def __call__(self, canvas: Tensor) -> Tensor:
+        features = self._features(canvas, [*STYLE_LAYERS, CONTENT_LAYER])
+        loss = self.content_scale * TF.mse_loss(features[CONTENT_LAYER], self.content)
+        for layer, gram in self.grams.items():
+            loss = loss + self.style_scales[layer] * F.gram_mse_loss(features[layer], gram)
+        return loss + self.settings.tv_weight * _total_variation(canvas)
+
+    def _features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        # channels_last is the layout that the convolutions are fastest in; a luminance picture becomes three channels.
+        image = image.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        features: dict[str, Tensor] = self.vgg(image, layers)
+        return features
+
+
+def _total_variation(image: Tensor) -> Tensor:
+    vertical = (image[..., 1:, :] - image[..., :-1, :]).square().mean()
+    horizontal = (image[..., :, 1:] - image[..., :, :-1]).square().mean()
+    return vertical + horizontal
+
+
+def _optimizer(canvas: Tensor, settings: Settings) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam([canvas], lr=0.03)
+    # One evaluation a step (max_iter=1), and no stopping of its own: a pixel's gradient is below its tolerances.
+    return torch.optim.LBFGS([canvas], max_iter=1, history_size=_HISTORY, tolerance_grad=0, tolerance_change=0)
+
+
+def _step(optimizer: torch.optim.Optimizer, objective: _Objective, canvas: Tensor, step: int) -> float:
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = objective(canvas)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    loss = optimizer.step(closure)
+    if not torch.isfinite(torch.tensor(loss)):
+        raise UserError(f"the loss is {loss} at step {step}: use smaller weights, or the optimizer adam")
+    return loss
+
+
+def _pyramid(image: Tensor) -> list[int]:
+    """The longer side at each scale, coarse to fine: halves, as long as there is something to see in them."""
+    shorter, longer = sorted(image.shape[-2:])
+    sides = [longer]
+    while sides[0] // 2 >= _COARSEST_SIDE and shorter * (sides[0] // 2) // longer >= _SMALLEST_SIDE:
+        sides.insert(0, sides[0] // 2)
+    return sides
+
+
+def _extend(image: Tensor) -> Tensor:
+    return TF.pad(image, [_MARGIN] * 4, mode="reflect")
+
+
+def _luma(image: Tensor) -> Tensor:
+    return (image * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _match_luma(style: Tensor, photo: Tensor) -> Tensor:
+    """Give the painting's luminance the photograph's mean and contrast."""
+    contrast = photo.std() / style.std().clamp_min(1e-3)
+    return (style - style.mean()) * contrast + photo.mean()
+
+
+def _normalise(shares: Sequence[float] | None, count: int) -> list[float]:
+    if not count:
+        raise UserError("at least one style picture is needed, got none")
+    shares = [1.0] * count if shares is None else list(shares)
+    if len(shares) != count or not all(0 < share < float("inf") for share in shares):
+        raise UserError(f"style weights must be {count} positive numbers, one for each style picture, got {shares}")
+    return [share / sum(shares) for share in shares]
+
+
+def _check_shapes(photo: Tensor, styles: Sequence[Tensor], size: int) -> None:
+    for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
+        height, width = scaled(image, size)
+        if min(height, width) < _SMALLEST_SIDE:
+            raise UserError(
+                f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
+                "choose a larger size"
+            )
+
+
+def memory_needed(height: int, width: int) -> int:
+    """Estimate the bytes that :func:`stylize` allocates at its peak for a result of ``height`` x ``width`` pixels."""
+    return _BYTES + (height + 2 * _MARGIN) * (width + 2 * _MARGIN) * _BYTES_PER_PIXEL
+
+
+def _check_memory(height: int, width: int, device: torch.device) -> None:
+    needed, available = memory_needed(height, width), _memory_available(device)
+    if available is not None and needed > available:
+        raise UserError(
+            f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
+            f"{available / 2**30:.1f} GiB are available: choose a smaller size"
+        )
+
+
+def _memory_available(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:  # what Linux could free, caches included
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None  # a system that does not say

