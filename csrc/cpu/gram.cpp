@@ -48,40 +48,49 @@ constexpr int64_t STEP = 128;
 // it is evicted.
 constexpr int64_t pixels_per_run(int64_t C) { return C <= 64 ? 4 * STEP : C <= 128 ? 2 * STEP : STEP; }
 
-// Pixels [begin, end) of one image as steps of panels, [step][panel][pixel < STEP][PANEL channels], channels beyond C
-// zero. The last step has only the pixels that are left. Plane after plane, a whole run of each.
+// Pixels [begin, begin + K) of the VL channels from c on, of an image of planes, as out[pixel][VL], pixels PANEL apart.
 template <typename scalar_t>
-void pack_channels(const scalar_t* x, const FeatureMap& f, int64_t begin, int64_t end, float* packed) {
-  const int64_t channels = panels_of(f.C) * PANEL;
-  // Where pixel `begin + k` of channel c goes; the pixels after it, up to the next step, follow PANEL floats apart.
-  auto at = [&](int64_t k, int64_t c) {
-    const int64_t step = k / STEP * STEP, pixels = end - begin - step < STEP ? end - begin - step : STEP;
-    return packed + step * channels + c / PANEL * PANEL * pixels + (k - step) * PANEL + c % PANEL;
-  };
-  if (f.channels_last) {
-    for (int64_t k = 0; k < end - begin; ++k)
-      for (int64_t c = 0; c < channels; c += VL)
-        store(at(k, c), c < f.C ? load_up_to(x + (begin + k) * f.C + c, f.C - c) : vfloat{});
-    return;
-  }
-  for (int64_t c = 0; c < channels; c += VL)
-    for (int64_t k = 0; k < end - begin; k += VL) {
-      vfloat rows[VL];
-      float* const out = at(k, c);
-      const int64_t pixels = end - begin - k;
-      if (c + VL <= f.C && pixels >= VL) {
-        ARTKERNELS_UNROLL
-        for (int i = 0; i < VL; ++i) rows[i] = load(x + (c + i) * f.P + begin + k);
-        transpose(rows);
-        ARTKERNELS_UNROLL
-        for (int j = 0; j < VL; ++j) store(out + j * PANEL, rows[j]);
-      } else {
-        for (int i = 0; i < VL; ++i)
-          rows[i] = c + i < f.C ? load_up_to(x + (c + i) * f.P + begin + k, pixels) : vfloat{};
-        transpose(rows);
-        for (int j = 0; j < VL && j < pixels; ++j) store(out + j * PANEL, rows[j]);
-      }
+void pack_planes(const scalar_t* x, const FeatureMap& f, int64_t c, int64_t begin, int64_t K, float* out) {
+  for (int64_t k = 0; k < K; k += VL, out += VL * PANEL) {
+    vfloat rows[VL];
+    if (c + VL <= f.C && k + VL <= K) {
+      ARTKERNELS_UNROLL
+      for (int i = 0; i < VL; ++i) rows[i] = load(x + (c + i) * f.P + begin + k);
+      transpose(rows);
+      ARTKERNELS_UNROLL
+      for (int j = 0; j < VL; ++j) store(out + j * PANEL, rows[j]);
+    } else {
+      for (int i = 0; i < VL; ++i) rows[i] = c + i < f.C ? load_up_to(x + (c + i) * f.P + begin + k, K - k) : vfloat{};
+      transpose(rows);
+      for (int j = 0; j < VL && k + j < K; ++j) store(out + j * PANEL, rows[j]);
     }
+  }
+}
+
+// The same for all channels of K pixels of a channels_last image, panel after panel.
+template <typename scalar_t>
+void pack_pixels(const scalar_t* x, const FeatureMap& f, int64_t begin, int64_t K, float* packed) {
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t c = 0; c < panels_of(f.C) * PANEL; c += VL)
+      store(packed + (c / PANEL * K + k) * PANEL + c % PANEL,
+            c < f.C ? load_up_to(x + (begin + k) * f.C + c, f.C - c) : vfloat{});
+}
+
+// Pixels [begin, end) of one image as [step][panel][pixel < STEP][PANEL channels], channels beyond C zero; the last
+// step has only the pixels that are left.
+template <typename scalar_t>
+void pack_run(const scalar_t* x, const FeatureMap& f, int64_t begin, int64_t end, float* packed) {
+  const int64_t channels = panels_of(f.C) * PANEL;
+  auto each_step = [&](auto pack) {
+    for (int64_t k = begin; k < end; k += STEP)
+      pack(k, end - k < STEP ? end - k : STEP, packed + (k - begin) * channels);
+  };
+  if (f.channels_last) each_step([&](int64_t k, int64_t K, float* panels) { pack_pixels(x, f, k, K, panels); });
+  else
+    for (int64_t c = 0; c < channels; c += VL)
+      each_step([&](int64_t k, int64_t K, float* panels) {
+        pack_planes(x, f, c, k, K, panels + c / PANEL * PANEL * K + c % PANEL);
+      });
 }
 
 template <int rows, int vectors>
@@ -121,7 +130,7 @@ void sum_products(const GramParams& p, int64_t n, Range range, float* packed, fl
   if (range.begin == range.end) __builtin_memset(triangle, 0, block_index(panels, 0) * BLOCK * sizeof(float));
   for (int64_t r = range.begin; r < range.end; r += run) {
     const int64_t end = r + run < range.end ? r + run : range.end;
-    pack_channels(x, p.features, r, end, packed);
+    pack_run(x, p.features, r, end, packed);
     for (int64_t k = r; k < end; k += STEP)
       add_products(packed + (k - r) * panels * PANEL, panels, end - k < STEP ? end - k : STEP, triangle,
                    k == range.begin);
