@@ -1,9 +1,9 @@
 // The Gram family on CUDA (see params.h): launchers and the workspace that they need. Neither torch nor CUDA headers.
 //
-// Everything runs on the given stream of the current device, without synchronisation and without reading device memory on
-// the host: the calls can be captured in a CUDA graph. Workspaces start on a 16-byte boundary, their contents are undefined
-// on entry. Arrays may start at any element. N, C and P are at least 1.
-// Throws std::runtime_error when a launch fails or the sizes are beyond what the kernels can index.
+// Everything runs on the given stream of the current device, without synchronisation and without reading device
+// memory on the host: the calls can be captured in a CUDA graph. Workspaces start on a 16-byte boundary, their
+// contents are undefined on entry. Arrays may start at any element. N, C and P are at least 1. Throws
+// std::runtime_error when a launch fails or the sizes are beyond what the kernels can index.
 #pragma once
 
 #include <cstdint>

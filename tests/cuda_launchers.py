@@ -1,0 +1,212 @@
+"""The launchers of csrc/cuda, compiled for the emulator and called through ctypes, on tensors with exact bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+import torch
+
+TESTS = Path(__file__).resolve().parent
+CSRC = TESTS.parent / "csrc"
+sys.path.insert(0, str(TESTS / "cuda_emulator"))
+
+import cudaemu  # noqa: E402
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # enum class ScalarType
+
+
+class FeatureMap(ctypes.Structure):
+    _fields_ = [
+        ("N", ctypes.c_int64),
+        ("C", ctypes.c_int64),
+        ("P", ctypes.c_int64),
+        ("dtype", ctypes.c_int),
+        ("channels_last", ctypes.c_bool),
+    ]
+
+
+class GramParams(ctypes.Structure):
+    _fields_ = [
+        ("features", FeatureMap),
+        ("input", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("target_stride", ctypes.c_int64),
+        ("gram", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("loss", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("allow_tf32", ctypes.c_bool),
+    ]
+
+
+class GramBackwardParams(ctypes.Structure):
+    _fields_ = [
+        ("features", FeatureMap),
+        ("input", ctypes.c_void_p),
+        ("grad_output", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+        ("grad_input", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("allow_tf32", ctypes.c_bool),
+    ]
+
+
+@functools.cache
+def launchers(arch: str = "compute_80") -> ctypes.CDLL:
+    """Every .cu of csrc/cuda and the C entry points of cuda_launchers.cu, as one library."""
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), TESTS / "cuda_launchers.cu"]
+    lib = cudaemu.load(cudaemu.compile(sources, arch, include_dirs=[CSRC / "cuda", CSRC / "include"]))
+    for op, params in (("gram", GramParams), ("gram_backward", GramBackwardParams)):
+        launch, size, bytes_of = (
+            getattr(lib, f"test_{name}") for name in (f"launch_{op}", f"{op}_workspace_size", f"sizeof_{op}_params")
+        )
+        launch.restype, launch.argtypes = ctypes.c_char_p, [ctypes.POINTER(params), ctypes.c_void_p]
+        size.restype, size.argtypes = ctypes.c_char_p, [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_int64)]
+        bytes_of.restype = ctypes.c_int64
+        assert bytes_of() == ctypes.sizeof(params), f"{op}: the ctypes mirror of csrc/include/params.h is out of date"
+    return lib
+
+
+def place(tensor: torch.Tensor, offset: int = 0) -> torch.Tensor:
+    """A dense copy that starts `offset` elements after a 512-byte boundary, as cudaMalloc gives it, amid NaN."""
+    guard = 512 // tensor.element_size()
+    raw = torch.full((tensor.numel() + offset + 3 * guard,), float("nan"), dtype=tensor.dtype)
+    start = -raw.data_ptr() % 512 // tensor.element_size() + guard + offset
+    out = raw[start : start + tensor.numel()].view(tensor.shape)
+    out.copy_(tensor)
+    return out
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32, offset: int = 0) -> torch.Tensor:
+    return place(torch.full(shape, float("nan"), dtype=dtype), offset)
+
+
+class LauncherError(RuntimeError):
+    """What the launcher threw."""
+
+
+def call(lib: ctypes.CDLL, op: str, params: ctypes.Structure) -> None:
+    message = getattr(lib, f"test_launch_{op}")(ctypes.byref(params), None)
+    if message:
+        raise LauncherError(message.decode())
+
+
+def workspace_size(lib: ctypes.CDLL, op: str, params: ctypes.Structure) -> int:
+    floats = ctypes.c_int64()
+    message = getattr(lib, f"test_{op}_workspace_size")(ctypes.byref(params), ctypes.byref(floats))
+    if message:
+        raise LauncherError(message.decode())
+    return floats.value
+
+
+class Emulation:
+    """A cudaemu session whose kernels may touch exactly the tensors handed to read() and write()."""
+
+    def __init__(self, profile: str = "h100", seed: int = 0, checks: str = "all"):
+        self.session = cudaemu.session(profile=profile, seed=seed, checks=checks)
+
+    def __enter__(self) -> Emulation:
+        self.session.__enter__()
+        self._keep: list[torch.Tensor] = []
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.session.__exit__(*error)
+
+    def read(self, tensor: torch.Tensor | None, name: str) -> int | None:
+        return self._register(tensor, name, read_only=True)
+
+    def write(self, tensor: torch.Tensor | None, name: str) -> int | None:
+        return self._register(tensor, name, read_only=False)
+
+    def _register(self, tensor: torch.Tensor | None, name: str, read_only: bool) -> int | None:
+        if tensor is None:
+            return None
+        self._keep.append(tensor)
+        size = tensor.numel() * tensor.element_size()
+        cudaemu.control().cudaemu_register_region(tensor.data_ptr(), size, int(read_only), name.encode())
+        return tensor.data_ptr()
+
+
+def features_of(x: torch.Tensor, channels_last: bool) -> FeatureMap:
+    n, a, b = x.shape
+    return FeatureMap(n, b if channels_last else a, a if channels_last else b, DTYPES[x.dtype], channels_last)
+
+
+def gram(
+    x,
+    *,
+    channels_last=False,
+    target=None,
+    scale=1.0,
+    outputs=("gram", "residual", "loss"),
+    tf32=False,
+    profile="h100",
+    seed=0,
+    arch="compute_80",
+    checks="all",
+    target_offset=0,
+):
+    """Runs launch_gram on x, [N, C, P] or [N, P, C], as placed; returns the outputs asked for and the launches."""
+    lib = launchers(arch)
+    features = features_of(x, channels_last)
+    n, c = features.N, features.C
+    out = {
+        "gram": empty(n, c, c) if "gram" in outputs else None,
+        "residual": empty(n, c, c) if "residual" in outputs and target is not None else None,
+        "loss": empty(1) if "loss" in outputs and target is not None else None,
+    }
+    t = place(target.float(), target_offset) if target is not None else None
+    with Emulation(profile, seed, checks) as e:
+        p = GramParams(
+            features=features,
+            scale=scale,
+            allow_tf32=tf32,
+            target_stride=0 if target is None or target.dim() == 2 else c * c,
+        )
+        workspace = empty(workspace_size(lib, "gram", p))
+        p.input, p.target, p.workspace = e.read(x, "input"), e.read(t, "target"), e.write(workspace, "workspace")
+        p.gram, p.residual, p.loss = (e.write(out[name], name) for name in ("gram", "residual", "loss"))
+        try:
+            call(lib, "gram", p)
+        finally:
+            e.session.check()
+        out["launches"] = e.session.launches
+    return out
+
+
+def gram_backward(
+    x,
+    d,
+    *,
+    channels_last=False,
+    factor=None,
+    scale=1.0,
+    tf32=False,
+    profile="h100",
+    seed=0,
+    arch="compute_80",
+    checks="all",
+    out_offset=0,
+):
+    """Runs launch_gram_backward on x and the gradient d, [N, C, C]; returns the gradient of x and the launches."""
+    lib = launchers(arch)
+    features = features_of(x, channels_last)
+    grad = empty(*x.shape, dtype=x.dtype, offset=out_offset)
+    d, f = place(d.float()), None if factor is None else place(torch.tensor([factor]))
+    with Emulation(profile, seed, checks) as e:
+        p = GramBackwardParams(features=features, scale=scale, allow_tf32=tf32)
+        workspace = empty(workspace_size(lib, "gram_backward", p))
+        p.input, p.grad_output, p.factor = e.read(x, "input"), e.read(d, "grad_output"), e.read(f, "factor")
+        p.grad_input, p.workspace = e.write(grad, "grad_input"), e.write(workspace, "workspace")
+        try:
+            call(lib, "gram_backward", p)
+        finally:
+            e.session.check()
+        launches = e.session.launches
+    return {"grad": grad, "launches": launches}
