@@ -2,8 +2,7 @@
 
 Environment: ARTKERNELS_CUDA=auto|0|1 (emulate: CUDA kernels against tests/cuda_emulator), TORCH_CUDA_ARCH_LIST,
 CUDA_HOME, MAX_JOBS, ARTKERNELS_DEBUG=1 (-O0 -g), CXX. The kernels include no torch header, so that they compile in
-seconds with their own flags; torch's BuildExtension gives one set of flags to all files, which is why the compilers are
-called from here.
+seconds with flags of their own, which torch's BuildExtension does not give: so the compilers are called from here.
 """
 
 import hashlib
@@ -32,15 +31,14 @@ DEFAULT_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 DEBUG = os.environ.get("ARTKERNELS_DEBUG", "0") == "1"
 CXX = os.environ.get("CXX", "g++")
 X86 = platform.machine() in ("x86_64", "AMD64")
-# Each CPU kernel is compiled for each of these; csrc/cpu/isa.h says how one is chosen.
-INSTRUCTION_SETS = {"baseline": []}
+INSTRUCTION_SETS = {"baseline": []}  # each CPU kernel is compiled for each; csrc/cpu/isa.h says how one is chosen
 if X86:
     INSTRUCTION_SETS["avx2"] = ["-march=x86-64-v3"]
     INSTRUCTION_SETS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 SHARED = ("isa.cpp", "scratch.cpp")  # in csrc/cpu, compiled once
 # No -ffast-math: linked by gcc, it turns on flush-to-zero for the whole process.
-CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
-CXX_FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}", "-ffp-contract=fast"]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 CXX_FLAGS += [*(["-O0", "-g"] if DEBUG else ["-O3"]), *(["-DARTKERNELS_X86"] if X86 else [])]
 
 
@@ -49,7 +47,7 @@ def say(text):
 
 
 def run(command):
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
         sys.exit("artkernels: this command failed:\n" + " ".join(map(str, command)) + "\n" + done.stdout + done.stderr)
     print(done.stderr, end="", file=sys.stderr)
@@ -63,7 +61,8 @@ def cuda_libraries():
 def find_nvcc():
     """nvcc and its toolkit: CUDA_HOME's, the one on PATH (which may be a wrapper script, so it is asked), or pip's."""
     if home := os.environ.get("CUDA_HOME"):
-        return Path(home) / "bin" / "nvcc", Path(home)
+        nvcc = Path(home) / "bin" / "nvcc"
+        return (nvcc, Path(home)) if nvcc.exists() else sys.exit(f"artkernels: no bin/nvcc in CUDA_HOME, {home}")
     if nvcc := shutil.which("nvcc"):
         plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
         if top := re.search(r"TOP=(\S+)", plan.stdout + plan.stderr):
@@ -150,8 +149,7 @@ class BuildKernels(build_ext):
         link = ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
         if mode == "native":
             jobs += cuda_jobs(nvcc, gencode_flags(architectures))
-            link += ["-lc10_cuda", f"-L{home / 'lib64'}", f"-L{cuda_libraries() / 'lib'}"]
-            link += [f"-l:libcudart.so.{version.split('.')[0]}"]
+            link += ["-lc10_cuda", f"-L{cuda_libraries() / 'lib'}", f"-l:libcudart.so.{version.split('.')[0]}"]
         elif mode == "emulate":
             sys.path.insert(0, str(ROOT / "tests" / "cuda_emulator"))
             import cudaemu
@@ -184,7 +182,8 @@ class BuildKernels(build_ext):
         source, suffix, command = job
         folders = [CSRC / "include", source.parent, *([CSRC] if source.parent.name not in ("cpu", "cuda") else [])]
         headers = sorted({h for folder in folders for h in folder.rglob("*") if h.suffix in (".h", ".cuh")})
-        parts = [torch.__version__, *command, *(path.read_text() for path in [*headers, source])]
+        compiler = subprocess.run([command[0], "--version"], capture_output=True).stdout
+        parts = [torch.__version__, compiler, *command, *(path.read_text() for path in [*headers, source])]
         key = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
         target = self.objects / f"{source.parent.name}-{source.stem}{suffix}-{key}.o"
         if not target.exists():

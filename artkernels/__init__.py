@@ -6,10 +6,11 @@ and what is running.
 
 from ._version_check import check_torch as _check_torch
 
+__version__ = "0.1.0"
+
 _check_torch()
 
 from . import _C, functional, nn, reference  # noqa: E402, F401
 from .doctor import build_info  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = ["build_info", "functional", "nn", "reference"]

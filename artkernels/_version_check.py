@@ -13,7 +13,8 @@ def check_torch() -> None:
             "in its source folder"
         ) from None
     built, running = _build_info.TORCH, torch.__version__
-    if built.split(".")[:2] != running.split(".")[:2]:
+    lost_cuda = _build_info.CUDA is not None and torch.version.cuda is None
+    if built.split(".")[:2] != running.split(".")[:2] or lost_cuda:
         raise ImportError(
             f"artkernels was built against torch {built}, but torch {running} is running: install that torch, or build "
             "artkernels again with `pip install --no-build-isolation --force-reinstall --no-deps .`"

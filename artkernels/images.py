@@ -47,6 +47,8 @@ def load(path: str | os.PathLike[str]) -> Tensor:
         raise UserError(f"{path}: not a picture") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UserError(f"{path}: damaged or incomplete picture ({error})") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()

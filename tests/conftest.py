@@ -13,12 +13,17 @@ EMULATED = artkernels.build_info()["cuda"] == "emulated"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--emulator-seeds", default="0", help="schedules of the CUDA emulator, such as 0,1,7")
+    parser.addoption("--emulator-seeds", help="schedules of the CUDA emulator, such as 0,1,7; needs the emulated build")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--emulator-seeds") and not EMULATED:
+        raise pytest.UsageError("--emulator-seeds was given, but the artkernels on the path is not the emulated build")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if EMULATED:
-        seeds = metafunc.config.getoption("--emulator-seeds").split(",")
+        seeds = (metafunc.config.getoption("--emulator-seeds") or "0").split(",")
         metafunc.fixturenames.append("emulator_seed")
         metafunc.parametrize("emulator_seed", list(map(int, seeds)), ids=lambda seed: f"schedule{seed}")
 

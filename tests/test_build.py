@@ -168,6 +168,13 @@ def test_another_torch_is_named_before_it_can_crash(monkeypatch) -> None:
         _version_check.check_torch()
 
 
+def test_a_torch_without_cuda_cannot_run_a_build_with_it(monkeypatch) -> None:
+    monkeypatch.setattr("artkernels._build_info.CUDA", "13.0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ImportError, match="built against torch"):
+        _version_check.check_torch()
+
+
 def test_a_checkout_that_was_not_built_says_how(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "artkernels._build_info", None)
     monkeypatch.delattr(artkernels, "_build_info")

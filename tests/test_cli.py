@@ -114,7 +114,7 @@ STYLE = ["--style", "style.jpg"]
         (["stylize", "photo.jpg", *STYLE, "--output", "absent/out.png"], "the folder absent does not exist"),
         (["stylize", "photo.jpg", *STYLE, "--output", "/proc/out.png"], "cannot be written"),
         (["stylize", "photo.jpg", *STYLE, "--output", "out.jpg"], "must end in .png"),
-        (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite the photograph"),
+        (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite a picture that it is made of"),
         (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
         (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
         (["doctor", "--help-me"], "--help-me"),

@@ -16,6 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cuda_launchers as cuda
 from cuda_launchers import cudaemu
 
+try:
+    cudaemu.build.cuda_home()
+except cudaemu.BuildError as error:
+    pytest.skip(f"no nvcc: {error}", allow_module_level=True)
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half a unit of the last place
 ROUNDING, TF32_PRODUCT = 2.0**-24, 2.0**-22  # of a float32 result; of an operand in 3xTF32

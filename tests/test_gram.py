@@ -229,15 +229,14 @@ def test_gradient_has_the_layout_of_the_input(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3), (0, 0, 0, 0)], ids=str)
 @each_dtype
 def test_empty_input_gives_what_stock_gives(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    x, target = features(shape, dtype).requires_grad_(), style_target(shape[1], shape[0])
-    stock = reference.gram_matrix(x.detach(), normalize=None)
-    torch.testing.assert_close(F.gram_matrix(x, normalize=None).detach(), stock)
-    loss = F.gram_mse_loss(x, target, normalize=None)
-    stock_loss = reference.gram_mse_loss(x.detach(), target, normalize=None)
-    torch.testing.assert_close(loss.detach(), stock_loss, equal_nan=True)
-    loss.backward()
-    assert x.grad is not None
-    assert x.grad.shape == x.shape
+    x, target = features(shape, dtype).requires_grad_(), style_target(shape[1], shape[0]).requires_grad_()
+    torch.testing.assert_close(F.gram_matrix(x, normalize=None), reference.gram_matrix(x, normalize=None))
+    loss, stock_loss = (f(x, target, normalize=None) for f in (F.gram_mse_loss, reference.gram_mse_loss))
+    torch.testing.assert_close(loss, stock_loss, equal_nan=True)
+    gradients = torch.autograd.grad(loss, (x, target), create_graph=True)
+    torch.testing.assert_close(gradients, torch.autograd.grad(stock_loss, (x, target)))
+    (again,) = torch.autograd.grad(gradients[0].sum(), x)
+    assert again.shape == x.shape
 
 
 def test_images_without_pixels_divide_zero_by_zero() -> None:
@@ -361,6 +360,45 @@ def test_autocast_leaves_the_gram_in_float32() -> None:
         assert loss.dtype == torch.float32
         (grad,) = torch.autograd.grad(loss, convolution.weight)
         assert grad.isfinite().all()
+
+
+def test_a_graph_traced_without_gradients_can_be_trained() -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            return F.gram_mse_loss(x, target)
+
+    x, target = features((1, 8, 5, 5)), style_target(8)
+    exported = torch.export.export(Loss(), (x, target)).module()
+    (grad,) = torch.autograd.grad(exported(x.requires_grad_(), target), x)
+    assert torch.equal(grad, *torch.autograd.grad(F.gram_mse_loss(x, target), x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch.func.jvp's own
+def test_forward_mode_is_refused() -> None:
+    x, target = features((1, 4, 3, 3)), style_target(4)
+    for function in (F.gram_matrix, lambda x: F.gram_mse_loss(x, target)):
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            torch.func.jvp(function, (x,), (x,))
+
+
+def test_gradient_of_a_float16_target_does_not_overflow() -> None:
+    target = torch.tensor([[4e4, 4e4], [-4e4, 4e4]], dtype=torch.float16, requires_grad=True)
+    (grad,) = torch.autograd.grad(F.gram_mse_loss(torch.zeros(1, 2, 3, 3), target), target)
+    torch.testing.assert_close(grad.float(), torch.tensor([[2e4, 2e4], [-2e4, 2e4]]), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_precision_of_float32_products_follows_torch(precision: str) -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    x = features((1, 20, 16, 16))
+    try:
+        torch.backends.cuda.matmul.fp32_precision = precision
+        gram = F.gram_matrix(x)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    relative = error(gram, reference.gram_matrix(x.double()))
+    rounded_to_tf32 = precision == "tf32" and build_info()["cuda"] == "emulated"
+    assert (1e-5 < relative < 1e-3) if rounded_to_tf32 else relative < 1e-6
 
 
 def test_inference_mode() -> None:

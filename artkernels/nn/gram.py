@@ -16,16 +16,22 @@ class GramLoss(nn.Module):
     Args:
         target_features: [1, C, H, W] features of the style picture (or [N, C, H, W], one a picture of the batch); only
             their Gram matrix is kept, as the buffer `target`.
-        normalize: as in artkernels.functional.gram_matrix.
+        normalize: as in artkernels.functional.gram_matrix, but for "bchw": its divisor counts the pictures of a batch,
+            and the style's batch is not the input's.
 
     Shape:
         input [N, C, H', W'] -> scalar, float32.
+
+    Raises:
+        ValueError: normalize is "bchw".
     """
 
     target: Tensor
 
     def __init__(self, target_features: Tensor, normalize: Normalize | None = "chw") -> None:
         super().__init__()
+        if normalize == "bchw":
+            raise ValueError('GramLoss: normalize must not depend on the batch, got "bchw": use "chw"')
         self.normalize = normalize
         with torch.no_grad():
             self.register_buffer("target", gram_matrix(target_features, normalize=normalize))
@@ -43,7 +49,7 @@ class StyleLoss(nn.Module):
     Args:
         target_features: the style picture's features, layer name -> [1, C, H, W].
         weights: layer name -> weight, or one weight a layer in order; by default 1 / number of layers each.
-        normalize: as in artkernels.functional.gram_matrix.
+        normalize: as in GramLoss.
 
     Shape:
         features: layer name -> [N, C, H, W], at least the layers of target_features -> scalar, float32.

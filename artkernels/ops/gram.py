@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 Normalize = Literal["chw", "hw", "bchw"]
 
@@ -26,7 +27,7 @@ def gram_matrix(
     Returns:
         [N, C, C] in float32 (float64 for a float64 input), symmetric to the bit. Sums are taken and scaled in float32,
         whatever the input's dtype: float16 features cannot overflow. Under autocast the input is used in the dtype that
-        it comes in. Differentiable twice. `out` itself when it is given.
+        it comes in. Differentiable twice, in backward mode only (no torch.func). `out` itself when it is given.
 
     Raises:
         RuntimeError: input is not 4-D or not floating point, or normalize is unknown.
@@ -37,6 +38,7 @@ def gram_matrix(
             "gram_matrix: accumulate=True needs `out` and normalize=None, "
             f"got out={'None' if out is None else 'a tensor'} and normalize={normalize!r}"
         )
+    _refuse_forward_mode("gram_matrix", input)
     gram: Tensor = _ops.gram_matrix(input, normalize)
     if out is None:
         return gram
@@ -63,12 +65,26 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: Normalize | None 
     Raises:
         RuntimeError: as for gram_matrix; the target's shape or device does not fit the input.
     """
+    _refuse_forward_mode("gram_mse_loss", input, target)
     needs_residual = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     loss: Tensor = _ops.gram_mse_loss(input, target, normalize, needs_residual)[0]
     return loss
 
 
+def _refuse_forward_mode(op: str, *tensors: Tensor) -> None:
+    # register_autograd has no rule for it: PyTorch would take the tangent as zero and say nothing.
+    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(f"{op}: has no forward-mode derivative, only backward ones")
+
+
 # ---- shapes and strides of the results, without computing them -------------------------------------------------------
+
+
+def _channels(op: str, input: Tensor) -> tuple[int, int]:
+    """N and C; csrc/include/checks.h refuses other inputs in the same words."""
+    if input.dim() != 4:
+        raise RuntimeError(f"{op}: input must be [N, C, H, W], got {input.dim()} dimensions")
+    return input.shape[0], input.shape[1]
 
 
 def _matrix_dtype(input: Tensor) -> torch.dtype:
@@ -82,7 +98,7 @@ def _empty_like_dense(input: Tensor) -> Tensor:
 
 @torch.library.register_fake("artkernels::gram_matrix")
 def _(input: Tensor, normalize: str | None) -> Tensor:
-    N, C, _, _ = input.shape
+    N, C = _channels("gram_matrix", input)
     return input.new_empty((N, C, C), dtype=_matrix_dtype(input))
 
 
@@ -93,7 +109,7 @@ def _(grad_output: Tensor, input: Tensor, normalize: str | None) -> Tensor:
 
 @torch.library.register_fake("artkernels::gram_mse_loss")
 def _(input: Tensor, target: Tensor, normalize: str | None, needs_residual: bool) -> tuple[Tensor, Tensor]:
-    N, C, _, _ = input.shape
+    N, C = _channels("gram_mse_loss", input)
     dtype = _matrix_dtype(input)
     return input.new_empty((), dtype=dtype), input.new_empty((N, C, C) if needs_residual else (0,), dtype=dtype)
 
@@ -110,13 +126,14 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     """a b^T + b a^T for each image, in the Gram matrices' dtype: [N, C, C]."""
     dtype = _matrix_dtype(a)
     a, b = (t.flatten(2).to(dtype) for t in (a, b))
-    product = torch.bmm(a, b.mT)
+    with torch.autocast(a.device.type, enabled=False):
+        product = torch.bmm(a, b.mT)
     return product + product.mT
 
 
 def _scale(input: Tensor, normalize: str | None) -> float:
     N, C, H, W = input.shape
-    return 1.0 / {"chw": C * H * W, "hw": H * W, "bchw": N * C * H * W, None: 1}[normalize]
+    return 1.0 / max({"chw": C * H * W, "hw": H * W, "bchw": N * C * H * W, None: 1}[normalize], 1)
 
 
 def _setup_gram_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -162,14 +179,16 @@ def _gram_mse_loss_backward(
     ctx: Any, grad_loss: Tensor | None, grad_residual: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, None, None]:
     input, target, residual = ctx.saved_tensors
+    if residual.dim() == 1:  # a graph that was traced without gradients, now run with them
+        residual = _ops.gram_mse_loss(input, target, ctx.normalize, True)[1]
     grad_input = grad_target = None
     if grad_loss is not None:
         if ctx.needs_input_grad[0]:
             grad_input = _ops.gram_mse_loss_backward(grad_loss, residual, input, ctx.normalize)
         if ctx.needs_input_grad[1]:
             # The residual is the symmetric part of G - target; G is symmetric, so the rest is the target's.
-            antisymmetric = (target - target.mT) / 2
-            grad_target = (antisymmetric - residual) * (2 / residual.numel()) * grad_loss
+            wide = target.to(residual.dtype)
+            grad_target = ((wide - wide.mT) / 2 - residual) * (2 / max(residual.numel(), 1)) * grad_loss
     if grad_residual is not None:
         symmetric = (grad_residual + grad_residual.mT) / 2
         if ctx.needs_input_grad[0]:
@@ -195,7 +214,7 @@ def _setup_gram_mse_loss_backward(ctx: Any, inputs: tuple[Any, ...], output: Ten
 def _gram_mse_loss_double_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
     grad_loss, residual, input = ctx.saved_tensors
     of_grad_loss, of_residual, of_input, _ = ctx.needs_input_grad
-    scale = _scale(input, ctx.normalize) * 2 / residual.numel()
+    scale = _scale(input, ctx.normalize) * 2 / max(residual.numel(), 1)
     products = _products(grad, input) * scale if of_grad_loss or of_residual else None
     return (
         (products * residual).sum().reshape(grad_loss.shape) if of_grad_loss and products is not None else None,

@@ -2,6 +2,7 @@
 painting's style (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Convolutional Neural Networks").
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from artkernels.errors import UserError
 from artkernels.images import resize, scaled
 from artkernels.models.vgg import VGG19
 
-__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "memory_needed", "stylize"]
+__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "check", "memory_needed", "stylize"]
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 CONTENT_LAYER = "relu4_2"
@@ -123,8 +124,7 @@ def stylize(
     settings = settings or Settings()
     device = vgg.mean.device
     shares = _normalise(style_shares, len(styles))
-    _check_shapes(photo, styles, settings.size)
-    _check_memory(*scaled(photo, settings.size), device)
+    check(photo, styles, settings, device)
 
     original = full = resize(photo, settings.size)
     if settings.preserve_color:
@@ -229,7 +229,7 @@ def _step(optimizer: torch.optim.Optimizer, objective: _Objective, canvas: Tenso
         return loss.item()
 
     loss = optimizer.step(closure)
-    if not torch.isfinite(torch.tensor(loss)):
+    if not math.isfinite(loss):
         raise UserError(f"the loss is {loss} at step {step}: use smaller weights, or the optimizer adam")
     return loss
 
@@ -266,9 +266,11 @@ def _normalise(shares: Sequence[float] | None, count: int) -> list[float]:
     return [share / sum(shares) for share in shares]
 
 
-def _check_shapes(photo: Tensor, styles: Sequence[Tensor], size: int) -> None:
+def check(photo: Tensor, styles: Sequence[Tensor], settings: Settings, device: torch.device) -> None:
+    """Raise the UserError that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
     for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
-        height, width = scaled(image, size)
+        height, width = scaled(image, settings.size)
+        _check_memory(height, width, device)
         if min(height, width) < _SMALLEST_SIDE:
             raise UserError(
                 f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
@@ -292,7 +294,8 @@ def _check_memory(height: int, width: int, device: torch.device) -> None:
 
 def _memory_available(device: torch.device) -> int | None:
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # in PyTorch's own cache
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:  # what Linux could free, caches included
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -33,6 +33,18 @@ int greatest_common_divisor(int64_t a, int b) {
   return b;
 }
 
+// Images are dealt to teams of threads, so that every thread has the same work: with 2 threads an image is split
+// between both when N is odd, else each takes whole images and shares nothing.
+struct Team {
+  int teams, size, index, member;
+};
+
+Team team_of_this_thread(int64_t N) {
+  const int T = omp_get_num_threads(), t = omp_get_thread_num();
+  const int teams = greatest_common_divisor(N, T), size = T / teams;
+  return {teams, size, t / size, t % size};
+}
+
 // ---- forward
 // -----------------------------------------------------------------------------------------------------------
 
@@ -225,9 +237,8 @@ double finish_row(const GramParams& p, int64_t n, int64_t I, const float* triang
   return squares;
 }
 
-// Images are dealt to teams of threads, so that every thread has the same work: with 2 threads an image is split
-// between both when N is odd, else each takes whole images and shares nothing. A thread sums its part of the pixels in
-// a triangle of its own; the team then adds its triangles block by block, in a fixed order, and writes the result.
+// A thread sums its part of an image's pixels in a triangle of its own; its team then adds the triangles block by
+// block, in a fixed order, and writes the result.
 template <typename scalar_t>
 void forward(const GramParams& p, int threads) {
   const FeatureMap& f = p.features;
@@ -239,21 +250,19 @@ void forward(const GramParams& p, int threads) {
   float* const scratch = reinterpret_cast<float*>(losses + (losses_size + 7) / 8 * 8);
 #pragma omp parallel num_threads(threads)
   {
-    const int T = omp_get_num_threads(), t = omp_get_thread_num();
-    const int teams = greatest_common_divisor(f.N, T), team_size = T / teams, team = t / team_size,
-              member = t % team_size;
-    float* const triangles = scratch + team * team_size * thread_size;  // of the team, thread_size apart
-    float* const mine = triangles + member * thread_size;
-    for (int64_t n = team; n < f.N; n += teams) {
-      sum_products<scalar_t>(p, n, share(f.P, member, team_size, VL), mine + triangle_size, mine);
-      if (team_size > 1) {
+    const Team team = team_of_this_thread(f.N);
+    float* const triangles = scratch + team.index * team.size * thread_size;  // of the team, thread_size apart
+    float* const mine = triangles + team.member * thread_size;
+    for (int64_t n = team.index; n < f.N; n += team.teams) {
+      sum_products<scalar_t>(p, n, share(f.P, team.member, team.size, VL), mine + triangle_size, mine);
+      if (team.size > 1) {
 #pragma omp barrier
       }
-      for (int64_t I = member; I < panels; I += team_size) {
-        const double squares = finish_row(p, n, I, triangles, team_size, thread_size);
+      for (int64_t I = team.member; I < panels; I += team.size) {
+        const double squares = finish_row(p, n, I, triangles, team.size, thread_size);
         if (p.loss) losses[n * panels + I] = squares;
       }
-      if (team_size > 1) {
+      if (team.size > 1) {
 #pragma omp barrier
       }
     }
@@ -346,49 +355,63 @@ void multiply_pixels(const FeatureMap& f, const scalar_t* x, const float* S, sca
   }
 }
 
-// Image by image: the threads pack S together, then each multiplies its share of the pixels by it.
+// Image by image: the team packs S together, then each of its threads multiplies its share of the pixels by it.
 template <typename scalar_t>
 void backward(const GramBackwardParams& p, int threads) {
   const FeatureMap& f = p.features;
   const int64_t panels = panels_of(f.C), S_size = panels * f.C * PANEL;
   const int64_t thread_size =
       f.channels_last ? (sizeof(scalar_t) == sizeof(float) ? 0 : PIXEL_ROWS * f.C) : pixels_per_run(f.C) * f.C;
-  float* const S = static_cast<float*>(thread_scratch((S_size + threads * thread_size) * sizeof(float)));
+  const int64_t teams = f.N < threads ? f.N : threads;  // at most
+  float* const scratch = static_cast<float*>(thread_scratch((teams * S_size + threads * thread_size) * sizeof(float)));
   const float factor = p.scale * (p.factor ? *p.factor : 1.f);
 #pragma omp parallel num_threads(threads)
   {
-    const int T = omp_get_num_threads(), t = omp_get_thread_num();
-    const Range pixels = share(f.P, t, T, f.channels_last ? TILE_ROWS : PANEL);
-    float* const mine = S + S_size + t * thread_size;
-    for (int64_t n = 0; n < f.N; ++n) {
+    const Team team = team_of_this_thread(f.N);
+    const Range pixels = share(f.P, team.member, team.size, f.channels_last ? TILE_ROWS : PANEL);
+    float* const S = scratch + team.index * S_size;
+    float* const mine = scratch + teams * S_size + omp_get_thread_num() * thread_size;
+    for (int64_t n = team.index; n < f.N; n += team.teams) {
       const int64_t image = n * f.C * f.P;
       const scalar_t* const x = static_cast<const scalar_t*>(p.input) + image;
       scalar_t* const dx = static_cast<scalar_t*>(p.grad_input) + image;
-      for (int64_t panel = t; panel < panels; panel += T)
+      for (int64_t panel = team.member; panel < panels; panel += team.size)
         pack_symmetric(p.grad_output + n * f.C * f.C, f.C, panel, factor, S + panel * f.C * PANEL);
+      if (team.size > 1) {
 #pragma omp barrier
+      }
       if (f.channels_last) multiply_pixels(f, x, S, dx, pixels.begin, pixels.end, mine);
       else multiply_planes(f, x, S, dx, pixels.begin, pixels.end, mine);
+      if (team.size > 1) {
 #pragma omp barrier
+      }
     }
   }
+}
+
+// No more threads than there are steps of pixels: one without pixels would still bring a triangle to be summed.
+int useful_threads(const FeatureMap& f, int threads) {
+  const int64_t steps = f.N * ((f.P + STEP - 1) / STEP);
+  return steps < threads ? int(steps) : threads;
 }
 
 }  // namespace
 
 void gram(const GramParams& p, int threads) {
+  const int useful = useful_threads(p.features, threads);
   switch (p.features.dtype) {
-    case ScalarType::Float: return forward<float>(p, threads);
-    case ScalarType::BFloat16: return forward<BFloat16>(p, threads);
-    case ScalarType::Half: return forward<Half>(p, threads);
+    case ScalarType::Float: return forward<float>(p, useful);
+    case ScalarType::BFloat16: return forward<BFloat16>(p, useful);
+    case ScalarType::Half: return forward<Half>(p, useful);
   }
 }
 
 void gram_backward(const GramBackwardParams& p, int threads) {
+  const int useful = useful_threads(p.features, threads);
   switch (p.features.dtype) {
-    case ScalarType::Float: return backward<float>(p, threads);
-    case ScalarType::BFloat16: return backward<BFloat16>(p, threads);
-    case ScalarType::Half: return backward<Half>(p, threads);
+    case ScalarType::Float: return backward<float>(p, useful);
+    case ScalarType::BFloat16: return backward<BFloat16>(p, useful);
+    case ScalarType::Half: return backward<Half>(p, useful);
   }
 }
 

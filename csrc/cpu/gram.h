@@ -3,7 +3,7 @@
 #include "cpu/isa.h"
 #include "include/params.h"
 
-// Both run on up to `threads` threads of the OpenMP runtime; their sums depend on the number of threads, on nothing
-// else.
+// Both run on up to `threads` threads of the OpenMP runtime; how sums are rounded depends on the number of threads and
+// on the instruction set, on nothing else.
 ARTKERNELS_CPU_KERNEL(gram, GramParams)
 ARTKERNELS_CPU_KERNEL(gram_backward, GramBackwardParams)

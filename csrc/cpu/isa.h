@@ -1,4 +1,4 @@
-// One source, compiled once per instruction set; the copy to run is chosen when the library is loaded.
+// One source, compiled once per instruction set; the copy to run is chosen at the first call.
 //
 // A kernel file (csrc/cpu/<op>.cpp) defines its functions in namespace ARTKERNELS_ISA, which the build sets to
 // `baseline`, `avx2` or `avx512` together with that instruction set's compiler flags. ARTKERNELS_CPU_KERNEL declares

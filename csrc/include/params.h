@@ -34,7 +34,7 @@ struct GramParams {
 struct GramBackwardParams {
   FeatureMap features;
   const void* input;         // [N, C, P] or [N, P, C]
-  const float* grad_output;  // D: [N, C, C], any square matrices; (D + D^T) is formed on load
+  const float* grad_output;  // D: [N, C, C], any square matrices, not symmetric ones alone
   const float* factor;       // [1] on the device, the gradient of a loss, or null: 1
   void* grad_input;          // as input
   float* workspace;          // [gram_backward_workspace_size] floats, contents undefined

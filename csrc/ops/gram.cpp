@@ -67,13 +67,21 @@ int threads_for(double flops) { return flops < 2e6 || at::in_parallel_region() ?
 
 double flops(const FeatureMap& f) { return double(f.N) * f.C * f.C * f.P; }
 
+#if defined(ARTKERNELS_CUDA)
+// What torch.backends.cuda.matmul says of float32 products, by its old setting or its new one.
+bool allow_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+#endif
+
 void run(GramParams params, const Tensor& input, const Tensor& target, const Tensor& gram, const Tensor& residual,
          const Tensor& loss) {
   if (runs_on_cuda(input)) {
 #if defined(ARTKERNELS_CUDA)
-    params.allow_tf32 = at::globalContext().allowTF32CuBLAS();
-    const Tensor workspace = at::empty({cuda::gram_workspace_size(params)}, input.options().dtype(at::kFloat));
     CudaCall call(input);
+    params.allow_tf32 = allow_tf32();
+    const Tensor workspace = at::empty({cuda::gram_workspace_size(params)}, input.options().dtype(at::kFloat));
     params.input = call.input(input);
     params.target = static_cast<const float*>(call.input(target));
     params.gram = static_cast<float*>(call.output(gram));
@@ -101,9 +109,9 @@ Tensor run_backward(const Tensor& grad_output, const Tensor& factor, const Tenso
   params.scale = float(scale);
   if (runs_on_cuda(input)) {
 #if defined(ARTKERNELS_CUDA)
-    params.allow_tf32 = at::globalContext().allowTF32CuBLAS();
-    const Tensor workspace = at::empty({cuda::gram_backward_workspace_size(params)}, input.options().dtype(at::kFloat));
     CudaCall call(input);
+    params.allow_tf32 = allow_tf32();
+    const Tensor workspace = at::empty({cuda::gram_backward_workspace_size(params)}, input.options().dtype(at::kFloat));
     params.input = call.input(input);
     params.grad_output = static_cast<const float*>(call.input(grad_output));
     params.factor = static_cast<const float*>(call.input(factor));
