@@ -115,6 +115,7 @@ STYLE = ["--style", "style.jpg"]
         (["stylize", "photo.jpg", *STYLE, "--output", "/proc/out.png"], "cannot be written"),
         (["stylize", "photo.jpg", *STYLE, "--output", "out.jpg"], "must end in .png"),
         (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite a picture that it is made of"),
+        (["stylize", "photo.jpg", "--style", "photo.png", "--output", "photo.png"], "would overwrite a picture"),
         (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
         (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
         (["doctor", "--help-me"], "--help-me"),
@@ -137,6 +138,15 @@ def test_a_size_beyond_the_memory_is_refused(folder, capsys):
     assert cli.run(["stylize", "photo.jpg", *STYLE, "--size", "12000", "--vgg", "vgg.pth", "--device", "cpu"]) == 2
     assert "would need about" in one_sentence(capsys)
     assert made(folder) == {"vgg.pth"}
+
+
+def test_every_photograph_is_checked_before_the_first_is_painted(folder, capsys):
+    torch.save(VGG19().state_dict(), folder / "vgg.pth")
+    Image.new("RGB", (400, 10)).save(folder / "thin.png")
+    before = made(folder)
+    assert cli.run(["stylize", "photo.jpg", "thin.png", *STYLE, "--output", ".", "--vgg", "vgg.pth", *QUICK]) == 2
+    assert "shorter side must be at least" in one_sentence(capsys)
+    assert made(folder) == before
 
 
 @needs_weights

@@ -73,7 +73,9 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: Normalize | None 
 
 def _refuse_forward_mode(op: str, *tensors: Tensor) -> None:
     # register_autograd has no rule for it: PyTorch would take the tangent as zero and say nothing.
-    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
         raise RuntimeError(f"{op}: has no forward-mode derivative, only backward ones")
 
 
