@@ -142,9 +142,9 @@ def test_a_size_beyond_the_memory_is_refused(folder, capsys):
 
 def test_every_photograph_is_checked_before_the_first_is_painted(folder, capsys):
     torch.save(VGG19().state_dict(), folder / "vgg.pth")
-    Image.new("RGB", (400, 10)).save(folder / "thin.png")
+    Image.new("RGB", (400, 10)).save(folder / "thin.jpg")
     before = made(folder)
-    assert cli.run(["stylize", "photo.jpg", "thin.png", *STYLE, "--output", ".", "--vgg", "vgg.pth", *QUICK]) == 2
+    assert cli.run(["stylize", "photo.jpg", "thin.jpg", *STYLE, "--output", ".", "--vgg", "vgg.pth", *QUICK]) == 2
     assert "shorter side must be at least" in one_sentence(capsys)
     assert made(folder) == before
 
