@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import cuda_launchers as cuda
+from cuda_launchers import cudaemu
 
 LAYERS = {"relu1_1": (64, 256, 256), "relu2_1": (128, 128, 128), "relu3_1": (256, 64, 64), "relu4_1": (512, 32, 32)}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,6 +71,10 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=16384, help="emulate at most this many pixels of an image")
     parser.add_argument("--profile", default="h100", help="the device whose number of SMs chooses the grid")
     args = parser.parse_args()
+    try:
+        cudaemu.build.cuda_home()
+    except cudaemu.BuildError as error:
+        sys.exit(f"modelled_gram: {error}")
     print(
         f"modelled on {args.profile}'s grid, {'channels_last' if args.channels_last else 'NCHW'}, batch {args.batch}; "
         "MB, microseconds\n"
