@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "activation.h"
+
 namespace artkernels {
 
 enum class ScalarType : int { Float, Half, BFloat16 };
@@ -40,6 +42,59 @@ struct GramBackwardParams {
   float* workspace;          // [gram_backward_workspace_size] floats, contents undefined
   float scale;               // factor and scale are applied in float32, before the result is rounded to dtype
   bool allow_tf32;           // as in GramParams
+};
+
+enum class Residual : int { None, BeforeActivation, AfterActivation };
+
+// What the forward and the backward of a normalisation + activation share:
+//
+//   xhat = (x - mean) rstd,   rstd = 1 / sqrt(var + eps)
+//   z = alpha (weight xhat + bias) + (1 - alpha) x
+//   output = activation(z + residual)   or   activation(z) + residual   or   activation(z)
+//
+// A mean and a variance belong to C / groups neighbouring channels, of one image or of the whole batch:
+//   instance norm: groups == C      group norm: groups <= C      batch norm: groups == C and across_batch
+// Their index is image * groups + group, or group alone when across_batch; `statistics` below is their number.
+struct NormAct {
+  FeatureMap features;
+  int64_t groups;  // divides C
+  bool across_batch;
+  const float* weight;    // [C], or [N, C] (never when across_batch), or null: 1
+  const float* bias;      // the same, or null: 0
+  int64_t affine_stride;  // floats from one image's weight and bias to the next one's: 0 or C
+  float eps, alpha;
+  float correction;  // var = sum of (x - mean)^2 / (elements - correction)
+  Activation activation;
+  float negative_slope;  // of LeakyRelu
+  Residual residual_mode;
+};
+
+struct NormActParams : NormAct {
+  const void* input;      // [N, C, P] or [N, P, C]
+  const void* residual;   // as input; null exactly when residual_mode is None
+  void* output;           // as input, or null: only the statistics are wanted
+  float* mean;            // [statistics] written, or read when statistics_given
+  float* var;             // [statistics] the same
+  bool statistics_given;  // never together with a null output
+  float* workspace;       // [norm_act_workspace_size] floats, contents undefined; CUDA only
+};
+
+// dz = activation'(z, or z + residual where it is added before) grad_output
+// grad_input = (1 - alpha) dz + alpha rstd (weight dz - a1 - xhat a2)
+// where, over the elements that share a mean, a1 = sum of weight dz / elements, and
+// a2 = sum of weight dz xhat / (elements - correction); both are zero when the statistics were given.
+struct NormActBackwardParams : NormAct {
+  const void* grad_output;  // as input
+  const void* input;        // [N, C, P] or [N, P, C]
+  const void* residual;     // as input when residual_mode is BeforeActivation, else null
+  const float* mean;        // [statistics]
+  const float* var;         // [statistics]
+  bool statistics_given;    // they do not depend on the input
+  const float* averages;    // [2, statistics], a1 and a2 to use instead of this input's own, or null
+  void* grad_input;         // as input, or null
+  void* grad_residual;      // dz, as input, or null
+  float* sums;              // [2, N, C] ([2, C] when across_batch): sums of dz, of dz xhat over the pixels, or null
+  float* workspace;         // [norm_act_backward_workspace_size] floats, contents undefined; CUDA only
 };
 
 }  // namespace artkernels
