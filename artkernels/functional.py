@@ -1,5 +1,15 @@
 """The operations, gathered as in torch.nn.functional."""
 
+from .ops.feature_statistics import feature_statistics
 from .ops.gram import gram_matrix, gram_mse_loss
+from .ops.norm_act import adaptive_instance_norm, batch_norm_act, group_norm_act, instance_norm_act
 
-__all__ = ["gram_matrix", "gram_mse_loss"]
+__all__ = [
+    "adaptive_instance_norm",
+    "batch_norm_act",
+    "feature_statistics",
+    "gram_matrix",
+    "gram_mse_loss",
+    "group_norm_act",
+    "instance_norm_act",
+]

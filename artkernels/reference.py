@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-__all__ = ["gram_matrix", "gram_mse_loss"]
+__all__ = [
+    "adaptive_instance_norm",
+    "batch_norm_act",
+    "feature_statistics",
+    "gram_matrix",
+    "gram_mse_loss",
+    "group_norm_act",
+    "instance_norm_act",
+]
 
 
 def gram_matrix(input: Tensor, *, normalize: str | None = "chw") -> Tensor:
@@ -20,3 +28,174 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: str | None = "chw
     """See artkernels.functional.gram_mse_loss."""
     gram = gram_matrix(input, normalize=normalize)
     return torch_functional.mse_loss(gram, target.to(gram.dtype).expand_as(gram))
+
+
+def activate(input: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The activations by their names."""
+    if activation == "leaky_relu":
+        return torch_functional.leaky_relu(input, negative_slope)
+    return input if activation == "none" else getattr(torch_functional, activation)(input)
+
+
+def _finish(z: Tensor, activation: str, negative_slope: float, residual: Tensor | None, residual_after: bool) -> Tensor:
+    if residual is None:
+        return activate(z, activation, negative_slope)
+    if residual_after:
+        return activate(z, activation, negative_slope) + residual
+    return activate(z + residual, activation, negative_slope)
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+) -> Tensor:
+    """See artkernels.functional.batch_norm_act."""
+    z = torch_functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _finish(z, activation, negative_slope, residual, residual_after)
+
+
+def instance_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+) -> Tensor:
+    """See artkernels.functional.instance_norm_act."""
+    if running_mean is None and use_input_stats:
+        # The same thing. torch.nn.functional.instance_norm of a batch of one gives a wrong gradient when grad_output
+        # arrives in channels_last (torch 2.14).
+        z = torch_functional.group_norm(input, input.shape[1], weight, bias, eps)
+    else:
+        z = torch_functional.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    return _finish(z, activation, negative_slope, residual, residual_after)
+
+
+def group_norm_act(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+) -> Tensor:
+    """See artkernels.functional.group_norm_act."""
+    z = torch_functional.group_norm(input, num_groups, weight, bias, eps)
+    return _finish(z, activation, negative_slope, residual, residual_after)
+
+
+def adaptive_instance_norm(
+    input: Tensor,
+    style_mean: Tensor,
+    style_std: Tensor,
+    alpha: float = 1.0,
+    eps: float = 1e-5,
+    *,
+    unbiased: bool = True,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+) -> Tensor:
+    """See artkernels.functional.adaptive_instance_norm; the style's statistics are [N, C]."""
+    shape = (*input.shape[:2], *(1,) * (input.dim() - 2))
+    mean, var = (t.view(shape) for t in feature_statistics(input, unbiased=unbiased))
+    stylized = (input - mean) / (var + eps).sqrt() * style_std.view(shape) + style_mean.view(shape)
+    return _finish(stylized * alpha + input * (1 - alpha), activation, negative_slope, residual, residual_after)
+
+
+def feature_statistics(
+    input: Tensor, *, groups: int | None = None, across_batch: bool = False, unbiased: bool = False
+) -> tuple[Tensor, Tensor]:
+    """See artkernels.functional.feature_statistics."""
+    N, C = input.shape[:2]
+    x = input if input.dtype == torch.float64 else input.float()
+    x = x.reshape(N, C, -1).transpose(0, 1).reshape(C, -1) if across_batch else x.reshape(N, groups or C, -1)
+    var, mean = torch.var_mean(x, -1, correction=int(unbiased))
+    return mean, var
+
+
+def norm_act_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    statistics_given: bool,
+    groups: int,
+    across_batch: bool,
+    eps: float,
+    alpha: float,
+    correction: float,
+    activation: str,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_input, sums, grad_residual) of torch.ops.artkernels.norm_act_backward, differentiable by autograd.
+
+    Statistics that are not given depend on the input, and are computed from it here.
+    """
+    N, C = input.shape[:2]
+    wide = torch.promote_types(input.dtype, torch.float32)
+    x, dy, r = (None if t is None else t.reshape(N, C, -1).to(wide) for t in (input, grad_output, residual))
+    assert x is not None
+    assert dy is not None
+    if not statistics_given:
+        of_groups = None if groups == C else groups
+        mean, var = feature_statistics(x, groups=of_groups, across_batch=across_batch)
+        elements = x.numel() / mean.numel()
+        var = var * (elements / (elements - correction))
+
+    def per_channel(t: Tensor) -> Tensor:
+        return t.repeat_interleave(C // t.shape[-1], -1).unsqueeze(-1)
+
+    xhat = (x - per_channel(mean)) * per_channel((var + eps).rsqrt())
+    scaled = xhat if weight is None else xhat * per_channel(weight)
+    z = (scaled if bias is None else scaled + per_channel(bias)) * alpha + x * (1 - alpha)
+    z = z if r is None else z + r
+    dz = dy
+    if activation != "none":
+        z = z if z.requires_grad else z.requires_grad_()
+        (dz,) = torch.autograd.grad(activate(z, activation, negative_slope), z, dy, create_graph=True)
+    weighted = dz if weight is None else dz * per_channel(weight)
+    through_norm = weighted
+    if not statistics_given:
+
+        def sums_of_groups(t: Tensor) -> Tensor:
+            return t.sum((0, 2)) if across_batch else t.reshape(N, groups, -1).sum(-1)
+
+        a1, a2 = sums_of_groups(weighted) / elements, sums_of_groups(weighted * xhat) / (elements - correction)
+        through_norm = weighted - per_channel(a1) - xhat * per_channel(a2)
+    grad_input = through_norm * per_channel((var + eps).rsqrt()) * alpha + dz * (1 - alpha)
+    dims = (0, 2) if across_batch else (2,)
+    return (
+        grad_input.reshape(input.shape).to(input.dtype),
+        torch.stack([dz.sum(dims), (dz * xhat).sum(dims)]),
+        dz.reshape(input.shape).to(input.dtype),
+    )

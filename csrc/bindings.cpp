@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "ops/gram.h"
+#include "ops/norm_act.h"
 
 using namespace artkernels;
 
@@ -13,6 +14,17 @@ TORCH_LIBRARY(artkernels, m) {
   m.def("gram_matrix_backward(Tensor grad_output, Tensor input, str? normalize) -> Tensor");
   m.def("gram_mse_loss(Tensor input, Tensor target, str? normalize, bool needs_residual) -> (Tensor, Tensor)");
   m.def("gram_mse_loss_backward(Tensor grad_loss, Tensor residual, Tensor input, str? normalize) -> Tensor");
+  m.def(
+      "feature_statistics(Tensor input, int groups, bool across_batch, float correction) -> (Tensor mean, Tensor var)");
+  m.def(
+      "norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, Tensor? var, int groups, "
+      "bool across_batch, float eps, float alpha, float correction, str activation, float negative_slope, "
+      "bool residual_after) -> (Tensor output, Tensor mean, Tensor var)");
+  m.def(
+      "norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
+      "Tensor mean, Tensor var, Tensor? averages, bool statistics_given, int groups, bool across_batch, float eps, "
+      "float alpha, float correction, str activation, float negative_slope, bool[3] output_mask) "
+      "-> (Tensor grad_input, Tensor sums, Tensor grad_residual)");
 }
 
 // One host function serves both devices: it picks the kernel by the tensor.
@@ -21,6 +33,9 @@ static void register_kernels(torch::Library& m) {
   m.impl("gram_matrix_backward", &gram_matrix_backward);
   m.impl("gram_mse_loss", &gram_mse_loss);
   m.impl("gram_mse_loss_backward", &gram_mse_loss_backward);
+  m.impl("feature_statistics", &feature_statistics);
+  m.impl("norm_act", &norm_act);
+  m.impl("norm_act_backward", &norm_act_backward);
 }
 TORCH_LIBRARY_IMPL(artkernels, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(artkernels, CUDA, m) { register_kernels(m); }
@@ -50,4 +65,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("needs_residual"));
   m.def("gram_mse_loss_backward", &gram_mse_loss_backward, py::arg("grad_loss"), py::arg("residual"), py::arg("input"),
         py::arg("normalize"));
+  m.def("feature_statistics", &feature_statistics, py::arg("input"), py::arg("groups"), py::arg("across_batch"),
+        py::arg("correction"));
+  m.def("norm_act", &norm_act, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("residual"),
+        py::arg("mean"), py::arg("var"), py::arg("groups"), py::arg("across_batch"), py::arg("eps"), py::arg("alpha"),
+        py::arg("correction"), py::arg("activation"), py::arg("negative_slope"), py::arg("residual_after"));
+  m.def("norm_act_backward", &norm_act_backward, py::arg("grad_output"), py::arg("input"), py::arg("weight"),
+        py::arg("bias"), py::arg("residual"), py::arg("mean"), py::arg("var"), py::arg("averages"),
+        py::arg("statistics_given"), py::arg("groups"), py::arg("across_batch"), py::arg("eps"), py::arg("alpha"),
+        py::arg("correction"), py::arg("activation"), py::arg("negative_slope"), py::arg("output_mask"));
 }

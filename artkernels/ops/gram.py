@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+
+from ._common import empty_like_dense, refuse_forward_mode
 
 Normalize = Literal["chw", "hw", "bchw"]
 
@@ -38,7 +39,7 @@ def gram_matrix(
             "gram_matrix: accumulate=True needs `out` and normalize=None, "
             f"got out={'None' if out is None else 'a tensor'} and normalize={normalize!r}"
         )
-    _refuse_forward_mode("gram_matrix", input)
+    refuse_forward_mode("gram_matrix", input)
     gram: Tensor = _ops.gram_matrix(input, normalize)
     if out is None:
         return gram
@@ -65,18 +66,10 @@ def gram_mse_loss(input: Tensor, target: Tensor, *, normalize: Normalize | None 
     Raises:
         RuntimeError: as for gram_matrix; the target's shape or device does not fit the input.
     """
-    _refuse_forward_mode("gram_mse_loss", input, target)
+    refuse_forward_mode("gram_mse_loss", input, target)
     needs_residual = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     loss: Tensor = _ops.gram_mse_loss(input, target, normalize, needs_residual)[0]
     return loss
-
-
-def _refuse_forward_mode(op: str, *tensors: Tensor) -> None:
-    # register_autograd has no rule for it: PyTorch would take the tangent as zero and say nothing.
-    if torch.compiler.is_compiling():
-        return
-    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
-        raise RuntimeError(f"{op}: has no forward-mode derivative, only backward ones")
 
 
 # ---- shapes and strides of the results, without computing them -------------------------------------------------------
@@ -93,11 +86,6 @@ def _matrix_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-def _empty_like_dense(input: Tensor) -> Tensor:
-    channels_last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(input, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
 @torch.library.register_fake("artkernels::gram_matrix")
 def _(input: Tensor, normalize: str | None) -> Tensor:
     N, C = _channels("gram_matrix", input)
@@ -106,7 +94,7 @@ def _(input: Tensor, normalize: str | None) -> Tensor:
 
 @torch.library.register_fake("artkernels::gram_matrix_backward")
 def _(grad_output: Tensor, input: Tensor, normalize: str | None) -> Tensor:
-    return _empty_like_dense(input)
+    return empty_like_dense(input)
 
 
 @torch.library.register_fake("artkernels::gram_mse_loss")
@@ -118,7 +106,7 @@ def _(input: Tensor, target: Tensor, normalize: str | None, needs_residual: bool
 
 @torch.library.register_fake("artkernels::gram_mse_loss_backward")
 def _(grad_loss: Tensor, residual: Tensor, input: Tensor, normalize: str | None) -> Tensor:
-    return _empty_like_dense(input)
+    return empty_like_dense(input)
 
 
 # ---- autograd: each backward is an op with a derivative of its own, so that gradients of gradients are right ---------

@@ -19,6 +19,7 @@ constexpr int VL = 4;
 #endif
 
 #define ARTKERNELS_INLINE inline __attribute__((always_inline))
+#define ARTKERNELS_LAMBDA __attribute__((always_inline))  // after a lambda's parameters
 #define ARTKERNELS_UNROLL _Pragma("GCC unroll 16")
 
 typedef float vfloat __attribute__((vector_size(VL * 4)));

@@ -15,7 +15,7 @@
 #include "cpu/gram.h"
 #include "include/checks.h"
 #include "include/device.h"
-#include "include/params.h"
+#include "include/layout.h"
 #if defined(ARTKERNELS_CUDA)
 #include "cuda/gram.h"
 #endif
@@ -46,20 +46,6 @@ Tensor check_matrices(const char* op, const char* name, const Tensor& matrices, 
               may_broadcast ? " or one [C, C] for all images" : "", ", got ", shape);
   TORCH_CHECK(matrices.is_floating_point(), op, ": ", name, " must be floating point, got ", matrices.scalar_type());
   return matrices.to(input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
-}
-
-// channels_last where the input is that and nothing else, as the fake kernels in artkernels/ops/gram.py decide.
-bool is_channels_last(const Tensor& input) {
-  return !input.is_contiguous() && input.is_contiguous(at::MemoryFormat::ChannelsLast);
-}
-
-Tensor dense(const Tensor& input) { return is_channels_last(input) ? input : input.contiguous(); }
-
-FeatureMap feature_map(const Tensor& input) {
-  const auto dtype = input.scalar_type() == at::kHalf       ? ScalarType::Half
-                     : input.scalar_type() == at::kBFloat16 ? ScalarType::BFloat16
-                                                            : ScalarType::Float;
-  return {input.size(0), input.size(1), input.size(2) * input.size(3), dtype, is_channels_last(input)};
 }
 
 // Threads for `flops` of work: one where waking the others would cost more than they bring.

@@ -1,0 +1,363 @@
+"""Normalisation + residual + activation as one operation: instance, batch and group norm, adaptive instance norm.
+
+One op stands behind all of them: torch.ops.artkernels.norm_act. csrc/include/params.h writes down what it computes.
+
+There is no in-place variant. In-place activated batch norm (Rota Bulo et al. 2018) keeps the output alone and gets xhat
+back as (z - bias) / weight, which is lost where a weight is 0 (the last norm of a residual block is often initialised
+so), and which multiplies the rounding of a 16-bit output by |bias / weight|. Here the input is kept, and nothing else.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ._common import empty_like_dense
+from .feature_statistics import _channels, empty_statistics
+
+Activation = Literal["none", "relu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"]
+Statistics = tuple[Tensor, Tensor]
+
+_ops = torch.ops.artkernels
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: Activation = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """activation(torch.nn.functional.batch_norm(input, ...) + residual), in one read of the input where caches allow it.
+
+    Args:
+        input: [N, C, ...], float32, float16, bfloat16 or float64, contiguous or channels_last.
+        running_mean, running_var, weight, bias: [C], floating point, used in float32 (float64 for a float64 input).
+        training: normalise by the batch's own mean and biased variance, and update the running ones by `momentum`, with
+            the unbiased variance; otherwise normalise by the running ones.
+        activation: none, relu, leaky_relu (with `negative_slope`), tanh, sigmoid, silu, or gelu (the exact one).
+        residual: added before the activation, of the input's shape; after it with `residual_after`. Where its dtype is
+            another one, both are promoted as torch does.
+        statistics: (mean, var), each [C], to use instead: see feature_statistics. Differentiable.
+
+    Returns:
+        As the input, in its layout. Differentiable twice, in backward mode only. For the backward nothing is kept but
+        the input, two numbers a channel and, where it is added before an activation, the residual.
+
+    Raises:
+        ValueError: training with one value a channel, or neither training nor statistics to use.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+    C = _channels("batch_norm_act", input)
+    options = _Options(C, True, eps, activation=activation, negative_slope=negative_slope)
+    if statistics is None and not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm_act: running_mean and running_var are needed when training=False, got None")
+        statistics = running_mean, running_var
+    if statistics is not None:
+        return options.apply("batch_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+    n = _require_several("batch_norm_act", "value per channel", input.numel() // max(C, 1), input)
+    output, mean, var = options.apply("batch_norm_act", input, weight, bias, residual, residual_after)
+    update_running(running_mean, running_var, mean, var, n, momentum)
+    return output
+
+
+def instance_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: Activation = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """activation(torch.nn.functional.instance_norm(input, ...) + residual) (Ulyanov et al. 2016).
+
+    Args:
+        input: [N, C, ...], as in batch_norm_act.
+        running_mean, running_var: [C], updated by the average over the images; used when not `use_input_stats`.
+        weight, bias: [C], or [N, C]: a style of its own for each image.
+        statistics: (mean, var), each [N, C], to use instead of the input's: see feature_statistics.
+        The others are those of batch_norm_act.
+
+    Returns:
+        As batch_norm_act.
+
+    Raises:
+        ValueError: the input's statistics are wanted and an image has one pixel, or use_input_stats=False without
+            running statistics.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+    C = _channels("instance_norm_act", input)
+    if statistics is None and not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise ValueError(
+                "instance_norm_act: running_mean and running_var are needed when use_input_stats=False, got None"
+            )
+        options = _Options(C, True, eps, activation=activation, negative_slope=negative_slope)
+        given = running_mean, running_var
+        return options.apply("instance_norm_act", input, weight, bias, residual, residual_after, given)[0]
+    options = _Options(C, False, eps, activation=activation, negative_slope=negative_slope)
+    if statistics is not None:
+        return options.apply("instance_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+    pixels = input.numel() // max(input.shape[0] * C, 1)
+    n = _require_several("instance_norm_act", "spatial element", pixels, input)
+    output, mean, var = options.apply("instance_norm_act", input, weight, bias, residual, residual_after)
+    if running_mean is not None or running_var is not None:
+        update_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum)
+    return output
+
+
+def group_norm_act(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: Activation = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """activation(torch.nn.functional.group_norm(input, num_groups, ...) + residual) (Wu and He 2018).
+
+    Args:
+        input: [N, C, ...], as in batch_norm_act.
+        num_groups: divides C.
+        weight, bias: [C], or [N, C].
+        statistics: (mean, var), each [N, num_groups], to use instead of the input's: see feature_statistics.
+        The others are those of batch_norm_act.
+
+    Returns:
+        As batch_norm_act.
+
+    Raises:
+        ValueError: there is one value in all.
+        RuntimeError: num_groups does not divide C; shapes, dtypes or devices that do not fit.
+    """
+    _channels("group_norm_act", input)
+    if statistics is None:
+        _require_several("group_norm_act", "value per group", input.numel() // max(num_groups, 1), input)
+    options = _Options(num_groups, False, eps, activation=activation, negative_slope=negative_slope)
+    return options.apply("group_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+
+
+def adaptive_instance_norm(
+    input: Tensor,
+    style_mean: Tensor,
+    style_std: Tensor,
+    alpha: float = 1.0,
+    eps: float = 1e-5,
+    *,
+    unbiased: bool = True,
+    activation: Activation = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    residual_after: bool = False,
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """AdaIN: the content's channels take the style's mean and standard deviation (Huang and Belongie 2017).
+
+    alpha * (style_std * (x - mean) / sqrt(var + eps) + style_mean) + (1 - alpha) * x
+
+    Args:
+        input: content features, [N, C, ...], as in batch_norm_act.
+        style_mean, style_std: [N, C] or [N, C, 1, 1], or of one image for all: [1, C], [1, C, 1, 1] or [C]. Of the
+            style's features: `mean, var = feature_statistics(style, unbiased=True)`, `std = (var + eps).sqrt()`.
+        alpha: strength of the style, from 0 (the content as it is) to 1.
+        eps: added to the content's variance, before the square root.
+        unbiased: the variance's divisor is the number of pixels less one, as in the paper's code and its ports.
+        statistics: (mean, var), each [N, C], of the content, to use instead of the input's: see feature_statistics.
+        The others are those of batch_norm_act.
+
+    Returns:
+        As batch_norm_act. Differentiable in the style too.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+    N, C = input.shape[0], _channels("adaptive_instance_norm", input)
+    options = _Options(
+        C, False, eps, alpha, 1.0 if unbiased else 0.0, activation=activation, negative_slope=negative_slope
+    )
+    std, mean = (_per_image(name, t, N, C) for name, t in (("style_std", style_std), ("style_mean", style_mean)))
+    return options.apply("adaptive_instance_norm", input, std, mean, residual, residual_after, statistics)[0]
+
+
+def _per_image(name: str, style: Tensor, N: int, C: int) -> Tensor:
+    flat = style.flatten(1).squeeze(0) if style.dim() > 1 and style.shape[0] == 1 != N else style
+    flat = flat.flatten(1) if flat.dim() > 2 else flat
+    if tuple(flat.shape) not in ((N, C), (C,)):
+        raise RuntimeError(
+            f"adaptive_instance_norm: {name} must be [{N}, {C}] or of one image for all, got {list(style.shape)}"
+        )
+    return flat
+
+
+class _Options:
+    """What the op takes beside tensors."""
+
+    def __init__(
+        self,
+        groups: int,
+        across_batch: bool,
+        eps: float,
+        alpha: float = 1.0,
+        correction: float = 0.0,
+        *,
+        activation: str,
+        negative_slope: float,
+    ) -> None:
+        self.arguments = (groups, across_batch, eps, alpha, correction, activation, negative_slope)
+
+    def apply(
+        self,
+        op: str,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        residual_after: bool,
+        statistics: Statistics | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if residual is not None and residual.dtype != input.dtype:
+            dtype = torch.promote_types(input.dtype, residual.dtype)
+            input, residual = input.to(dtype), residual.to(dtype)
+        mean, var = statistics or (None, None)
+        result: tuple[Tensor, Tensor, Tensor] = _ops.norm_act(
+            input, weight, bias, residual, mean, var, *self.arguments, residual_after
+        )
+        return result
+
+
+def _require_several(op: str, what: str, count: int, input: Tensor) -> int:
+    if count == 1:
+        raise ValueError(f"{op}: expected more than 1 {what} when training, got input size {list(input.shape)}")
+    return count
+
+
+def update_running(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
+) -> None:
+    """Moves the running statistics by `momentum` towards those of n values a channel, the variance unbiased."""
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+        if running_var is not None:
+            running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1) if n != 1 else momentum)
+
+
+# ---- shapes and strides of the results, without computing them -------------------------------------------------------
+
+
+@torch.library.register_fake("artkernels::norm_act")
+def _(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    groups: int,
+    across_batch: bool,
+    eps: float,
+    alpha: float,
+    correction: float,
+    activation: str,
+    negative_slope: float,
+    residual_after: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (
+        empty_statistics(input, groups, across_batch) if mean is None else empty_statistics(input, 0, True)
+        for _ in range(2)
+    )
+    return empty_like_dense(input), *statistics
+
+
+@torch.library.register_fake("artkernels::norm_act_backward")
+def _(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    averages: Tensor | None,
+    statistics_given: bool,
+    groups: int,
+    across_batch: bool,
+    eps: float,
+    alpha: float,
+    correction: float,
+    activation: str,
+    negative_slope: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, C = input.shape[:2]
+    sums_shape = ((2, C) if across_batch else (2, N, C)) if output_mask[1] else (0,)
+    maps = [empty_like_dense(input) if wanted else input.new_empty((0,)) for wanted in output_mask]
+    return maps[0], input.new_empty(sums_shape, dtype=mean.dtype), maps[2]
+
+
+# ---- autograd: the derivative is in csrc/ops/norm_act_autograd.cpp; its own derivative is here -----------------------
+
+
+def _setup_norm_act_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, averages, ctx.statistics_given, ctx.groups, ctx.across_batch = inputs[:11]
+    ctx.rest, ctx.mask = inputs[11:16], inputs[16]
+    ctx.set_materialize_grads(False)
+    ctx.averages_given = averages is not None
+    ctx.save_for_backward(*tensors)
+
+
+def _norm_act_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    """The plain formula of the backward, differentiated by autograd: gradient penalties are rare, and right."""
+    if ctx.averages_given:
+        raise RuntimeError("norm_act_backward: has no derivative when the averages of several processes are given")
+    with torch.enable_grad():
+        tensors = [
+            t.view_as(t) if needed else t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        ]
+        outputs = reference.norm_act_backward(
+            *tensors, ctx.statistics_given, ctx.groups, ctx.across_batch, *ctx.rest
+        )
+    wanted = [(o, g) for o, g, made in zip(outputs, grads, ctx.mask, strict=True) if made and g is not None]
+    inputs = [t for t, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in wanted],
+            inputs,
+            [g for _, g in wanted],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:7]), *(None,) * 10)
+
+
+torch.library.register_autograd(
+    "artkernels::norm_act_backward", _norm_act_double_backward, setup_context=_setup_norm_act_backward
+)
+
+# No autocast rule is registered: these ops take the input in the dtype that it comes in, as torch's batch norm does,
+# with float32 parameters and float32 sums.

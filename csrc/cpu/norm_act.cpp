@@ -1,0 +1,362 @@
+// Normalisation + activation, forward: SIMD kernels for one instruction set (cpu/isa.h).
+//
+// Bound: memory. A statistics group is read once for its moments and, from the cache where it fits, a second time to be
+// normalised and written; both passes of the moments themselves are over a block in L1 or L2.
+// One branch in a loop costs a memory-bound kernel nothing; a copy of the loop for either side of each would.
+#if !defined(__clang__)
+#pragma GCC optimize("no-unswitch-loops")
+#endif
+
+#include "cpu/norm_act.h"
+
+#include "cpu/norm.h"
+#include "cpu/scratch.h"
+
+namespace artkernels::cpu {
+namespace ARTKERNELS_ISA {
+namespace {
+
+// ---- elementwise ----------------------------------------------------------------------------------------------------
+
+struct Uniform {  // coefficients of a plane
+  vfloat mean, scale, shift;
+  ARTKERNELS_INLINE Uniform at(int64_t) const { return *this; }
+};
+
+Uniform uniform(const Coefficients& c) { return {broadcast(c.mean), broadcast(c.scale), broadcast(c.shift)}; }
+
+struct PerColumn {  // coefficients of a row: [width] each, padded to whole vectors
+  const float *mean, *scale, *shift;
+  ARTKERNELS_INLINE Uniform at(int64_t i) const { return {load(mean + i), load(scale + i), load(shift + i)}; }
+};
+
+// Some rows of `count` elements, `stride` apart.
+struct Rows {
+  int64_t rows, stride, count;
+};
+
+// output = activation(z) with the residual, null where there is none. A few rows go together, so that a column's
+// coefficients are loaded once for them, unless the activation is what takes the time.
+template <Activation activation, typename scalar_t, typename Z>
+__attribute__((noinline)) void map(const scalar_t* input, const scalar_t* residual, Residual mode, scalar_t* output,
+                                   Rows shape, Z coefficients, float negative_slope) noexcept {
+  auto value = [&](const Uniform& c, int64_t at, auto&& load_at) ARTKERNELS_LAMBDA {
+    vfloat z = (load_at(input + at) - c.mean) * c.scale + c.shift;
+    if (mode == Residual::BeforeActivation) z += load_at(residual + at);
+    z = activate<activation>(z, negative_slope);
+    if (mode == Residual::AfterActivation) z += load_at(residual + at);
+    return z;
+  };
+  auto map_rows = [&](int64_t row, auto together) ARTKERNELS_LAMBDA {
+    constexpr int rows = decltype(together)::value;
+    int64_t i = 0;
+    for (; i + VL <= shape.count; i += VL) {
+      const Uniform c = coefficients.at(i);
+      vfloat values[rows];
+      ARTKERNELS_UNROLL
+      for (int r = 0; r < rows; ++r)
+        values[r] = value(c, (row + r) * shape.stride + i, [](const scalar_t* p) ARTKERNELS_LAMBDA { return load(p); });
+      ARTKERNELS_UNROLL
+      for (int r = 0; r < rows; ++r) store(output + (row + r) * shape.stride + i, values[r]);
+    }
+    const int64_t rest = shape.count - i;
+    for (int r = 0; r < rows && rest > 0; ++r) {
+      const int64_t at = (row + r) * shape.stride + i;
+      const vfloat last =
+          value(coefficients.at(i), at, [rest](const scalar_t* p) ARTKERNELS_LAMBDA { return load_partial(p, rest); });
+      store_partial(output + at, last, rest);
+    }
+  };
+  int64_t row = 0;
+  if constexpr (is_cheap(activation))
+    for (; row + ROWS_TOGETHER <= shape.rows; row += ROWS_TOGETHER) map_rows(row, Int<ROWS_TOGETHER>{});
+  for (; row < shape.rows; ++row) map_rows(row, Int<1>{});
+}
+
+// The map of the call's activation. What calls it is compiled once for all of them.
+template <typename scalar_t, typename Z>
+auto map_of(Activation activation) {
+  auto chosen = &map<Activation::None, scalar_t, Z>;
+  with_activation(activation, [&](auto constant) { chosen = &map<decltype(constant)::activation, scalar_t, Z>; });
+  return chosen;
+}
+
+// ---- planes ---------------------------------------------------------------------------------------------------------
+
+template <typename scalar_t, typename F>
+ARTKERNELS_INLINE float sum_of(const scalar_t* x, int64_t count, F&& term) {
+  vfloat sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * VL <= count; i += 4 * VL) ARTKERNELS_UNROLL
+  for (int u = 0; u < 4; ++u) sums[u] += term(load(x + i + u * VL));
+  for (; i + VL <= count; i += VL) sums[0] += term(load(x + i));
+  float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  if (i < count) {
+    const vfloat last = term(load_partial(x + i, count - i));
+    for (int j = 0; j < count - i; ++j) total += last[j];
+  }
+  return total;
+}
+
+template <typename scalar_t>
+void add_moments(const scalar_t* x, int64_t count, Moments& moments) {
+  for (int64_t i = 0; i < count; i += BLOCK) {
+    const int64_t n = count - i < BLOCK ? count - i : BLOCK;
+    const float mean = sum_of(x + i, n, [](vfloat v) { return v; }) / n;
+    const float m2 = sum_of(x + i, n, [mean](vfloat v) { return (v - mean) * (v - mean); });
+    moments.merge(n, mean, m2);
+  }
+}
+
+// What a thread reads of a group; `packed` is room for a copy of the group, or null.
+template <typename scalar_t>
+class GroupShare {
+ public:
+  GroupShare(const NormActParams& p, const PlaneGroup& group, const Team& team, scalar_t* packed)
+      : input_(static_cast<const scalar_t*>(p.input)),
+        group_(group),
+        P_(p.features.P),
+        range_(team.share(group.count * P_, VL)),
+        packed_(packed) {}
+
+  Moments moments() const {
+    Moments moments;
+    const int64_t run = group_.stride == 1 ? group_.count * P_ : P_;  // neighbouring planes are one run
+    for_each_run(range_, run, [&](int64_t index, int64_t pixel, int64_t pixels) {
+      const scalar_t* source = input_ + group_.plane(index) * P_ + pixel;
+      if (packed_) source = copy(source, pixels, packed_ + index * P_ + pixel);
+      add_moments(source, pixels, moments);
+    });
+    return moments;
+  }
+
+  // f(plane, offset in the feature map, where to read it, pixels); what was read last comes first.
+  template <typename F>
+  void for_each_plane(F&& f) const {
+    for_each_run_reversed(range_, P_, [&](int64_t index, int64_t pixel, int64_t pixels) {
+      const int64_t at = group_.plane(index) * P_ + pixel;
+      f(group_.plane(index), at, packed_ ? packed_ + index * P_ + pixel : input_ + at, pixels);
+    });
+  }
+
+ private:
+  static const scalar_t* copy(const scalar_t* source, int64_t count, scalar_t* out) {
+    __builtin_memcpy(out, source, count * sizeof(scalar_t));
+    return out;
+  }
+
+  const scalar_t* const input_;
+  const PlaneGroup group_;
+  const int64_t P_;
+  const Range range_;
+  scalar_t* const packed_;
+};
+
+// The members' moments, added in their order.
+Moments team_moments(Moments mine, const Team& team, Moments* partial) {
+  if (team.size == 1) return mine;
+  partial[team.member] = mine;
+  team.barrier();
+  Moments moments;
+  for (int member = 0; member < team.size; ++member) moments.merge(partial[member]);
+  team.barrier();  // all have read what the next group overwrites
+  return moments;
+}
+
+template <typename scalar_t>
+void planes(const NormActParams& p, int threads) {
+  const int64_t C = p.features.C;
+  const scalar_t* const residual = static_cast<const scalar_t*>(p.residual);
+  scalar_t* const output = static_cast<scalar_t*>(p.output);
+  const bool read_twice = p.output && !p.statistics_given;
+  const int64_t packed_bytes = read_twice ? packed_group_bytes(p, sizeof(scalar_t)) : 0;
+  const int64_t partial_bytes = round_up(threads * sizeof(Moments), 64);
+  char* const scratch = static_cast<char*>(thread_scratch(partial_bytes + threads * packed_bytes));
+  Moments* const partial = reinterpret_cast<Moments*>(scratch);
+  const auto map = map_of<scalar_t, Uniform>(p.activation);
+#pragma omp parallel num_threads(threads)
+  deal(PlaneGroup::number(p, p.statistics_given), [&](int64_t item, Team team) {
+    const PlaneGroup group(p, p.statistics_given, item);
+    char* const packed = packed_bytes ? scratch + partial_bytes + team.first * packed_bytes : nullptr;
+    const GroupShare<scalar_t> share(p, group, team, reinterpret_cast<scalar_t*>(packed));
+    float mean, var;
+    if (p.statistics_given) {
+      mean = p.mean[group.statistic], var = p.var[group.statistic];
+    } else {
+      const Moments moments = team_moments(share.moments(), team, partial);
+      mean = float(moments.mean);
+      var = float(moments.m2 / (moments.n - double(p.correction)));
+      if (team.member == 0) p.mean[group.statistic] = mean, p.var[group.statistic] = var;
+    }
+    if (!output) return;
+    const float rstd = rstd_of(p, var);
+    share.for_each_plane([&](int64_t plane, int64_t at, const scalar_t* source, int64_t pixels) {
+      const Uniform coefficients = uniform(coefficients_of(p, plane / C, plane % C, mean, rstd));
+      map(source, residual ? residual + at : nullptr, p.residual_mode, output + at, Rows{1, 0, pixels}, coefficients,
+          p.negative_slope);
+    });
+  });
+}
+
+// ---- columns --------------------------------------------------------------------------------------------------------
+
+// Of some rows of each column of a block: sums of the distances from `shift`, and of their squares.
+struct ColumnSums {
+  double *sums, *squares;  // [padded width]
+  const float* shift;      // [padded width], the same for all columns of a statistic, not far from their mean
+};
+
+// One block of rows, `vectors` vectors of columns: its own mean first, then the squares of the distances from that.
+template <int vectors, typename scalar_t>
+void add_column_moments(const scalar_t* x, int64_t stride, int64_t rows, int64_t count, const ColumnSums& out) {
+  auto load_row = [&](int64_t row, int v) ARTKERNELS_LAMBDA {
+    const scalar_t* const p = x + row * stride + v * VL;
+    return vectors > 1 ? load(p) : load_up_to(p, count);
+  };
+  vfloat mean[vectors] = {}, m2[vectors] = {};
+  for (int64_t row = 0; row < rows; ++row) ARTKERNELS_UNROLL
+  for (int v = 0; v < vectors; ++v) mean[v] += load_row(row, v);
+  for (int v = 0; v < vectors; ++v) mean[v] /= float(rows);
+  for (int64_t row = 0; row < rows; ++row) ARTKERNELS_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    const vfloat delta = load_row(row, v) - mean[v];
+    m2[v] += delta * delta;
+  }
+  for (int v = 0; v < vectors; ++v) {
+    const vfloat delta = mean[v] - load(out.shift + v * VL);
+    accumulate(out.sums + v * VL, delta * float(rows));
+    accumulate(out.squares + v * VL, m2[v] + delta * delta * float(rows));
+  }
+}
+
+template <typename scalar_t>
+void column_sums(const scalar_t* x, int64_t stride, int64_t rows, int64_t width, const ColumnSums& out) {
+  __builtin_memset(out.sums, 0, padded(width) * sizeof(double));
+  __builtin_memset(out.squares, 0, padded(width) * sizeof(double));
+  const int64_t step = rows_per_block(width, sizeof(scalar_t));
+  for (int64_t row = 0; row < rows; row += step) {
+    const int64_t count = rows - row < step ? rows - row : step;
+    auto at = [&](int64_t k) { return ColumnSums{out.sums + k, out.squares + k, out.shift + k}; };
+    int64_t k = 0;
+    for (; k + COLUMN_VECTORS * VL <= width; k += COLUMN_VECTORS * VL)
+      add_column_moments<COLUMN_VECTORS>(x + row * stride + k, stride, count, VL, at(k));
+    for (; k < width; k += VL) add_column_moments<1>(x + row * stride + k, stride, count, width - k, at(k));
+  }
+}
+
+// What a team needs for a block of columns: shift and sums of every member, then coefficients for all.
+struct ColumnScratch {
+  double* doubles;  // [members, 2, padded width]
+  float* floats;    // [members, padded width] of shift, then [3, padded width]
+  int64_t width;    // padded
+
+  static int64_t bytes(int64_t width, int threads) {
+    return padded(width) * threads * (2 * sizeof(double) + 4 * sizeof(float));
+  }
+  ColumnScratch(void* memory, int64_t width, int threads, int first)
+      : doubles(static_cast<double*>(memory) + first * 2 * padded(width)),
+        floats(reinterpret_cast<float*>(static_cast<double*>(memory) + threads * 2 * padded(width)) +
+               first * 4 * padded(width)),
+        width(padded(width)) {}
+
+  float* shift(int member) const { return floats + (3 + member) * width; }
+  ColumnSums of(int member) const {
+    double* const d = doubles + member * 2 * width;
+    return {d, d + width, shift(member)};
+  }
+  PerColumn coefficients() const { return {floats, floats + width, floats + 2 * width}; }
+};
+
+// The mean, over the columns of each statistic, of the slab's first row.
+template <typename scalar_t>
+void fill_shift(const scalar_t* row, int64_t width, int64_t fold, float* shift) {
+  for (int64_t k = 0; k < width; k += VL) store(shift + k, load_up_to(row + k, width - k));
+  if (fold == 1) return;
+  for (int64_t first = 0; first < width; first += fold) {
+    float total = 0;
+    for (int64_t k = first; k < first + fold; ++k) total += shift[k];
+    for (int64_t k = first; k < first + fold; ++k) shift[k] = total / fold;
+  }
+}
+
+// Mean and variance of the columns [range) from the sums of all members, a statistic at a time.
+void finish_columns(const NormActParams& p, const Columns& c, const ColumnBlock& block, Range range, int members,
+                    const ColumnScratch& scratch) {
+  const double n = double(c.rows * c.fold);
+  for (int64_t first = range.begin; first < range.end; first += c.fold) {
+    double total = 0, squares = 0;
+    for (int member = 0; member < members; ++member) {
+      const ColumnSums s = scratch.of(member);
+      for (int64_t k = first; k < first + c.fold; ++k) total += s.sums[k], squares += s.squares[k];
+    }
+    const double difference = squares - total * total / n, m2 = difference < 0 ? 0 : difference;  // NaN stays
+    const int64_t statistic = block.statistic(c, first);
+    p.mean[statistic] = float(scratch.shift(0)[first] + total / n);
+    p.var[statistic] = float(m2 / (n - double(p.correction)));
+  }
+}
+
+void fill_coefficients(const NormActParams& p, const Columns& c, const ColumnBlock& block, Range range,
+                       const ColumnScratch& scratch) {
+  float* const out = scratch.floats;
+  for (int64_t first = range.begin; first < range.end; first += c.fold) {
+    const int64_t statistic = block.statistic(c, first);
+    const float mean = p.mean[statistic], rstd = rstd_of(p, p.var[statistic]);
+    for (int64_t channel = first; channel < first + c.fold; channel += c.channel) {
+      const Coefficients value = coefficients_of(p, block.slab, block.channel(c, channel), mean, rstd);
+      for (int64_t k = channel; k < channel + c.channel; ++k) {
+        out[k] = value.mean;
+        out[scratch.width + k] = value.scale;
+        out[2 * scratch.width + k] = value.shift;
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
+void columns(const NormActParams& p, int threads) {
+  const Columns c(p, sizeof(scalar_t));
+  const scalar_t *const x = static_cast<const scalar_t*>(p.input), *const r = static_cast<const scalar_t*>(p.residual);
+  scalar_t* const y = static_cast<scalar_t*>(p.output);
+  void* const memory = thread_scratch(ColumnScratch::bytes(c.width, threads));
+  const auto map = map_of<scalar_t, PerColumn>(p.activation);
+#pragma omp parallel num_threads(threads)
+  deal(c.slabs * c.blocks(), [&](int64_t item, Team team) {
+    const ColumnBlock block(c, item);
+    const ColumnScratch scratch(memory, c.width, threads, team.first);
+    const Range rows = team.share(c.rows), mine = team.share(block.width, c.fold);
+    if (!p.statistics_given) {
+      fill_shift(x + block.offset(c, 0), block.width, c.fold, scratch.shift(team.member));
+      column_sums(x + block.offset(c, rows.begin), c.columns, rows.end - rows.begin, block.width,
+                  scratch.of(team.member));
+      team.barrier();
+      finish_columns(p, c, block, mine, team.size, scratch);
+    }
+    if (p.output) {
+      fill_coefficients(p, c, block, mine, scratch);
+      team.barrier();
+      const int64_t at = block.offset(c, rows.begin);
+      map(x + at, r ? r + at : nullptr, p.residual_mode, y + at, Rows{rows.end - rows.begin, c.columns, block.width},
+          scratch.coefficients(), p.negative_slope);
+    }
+    team.barrier();  // all are done with what the next block overwrites
+  });
+}
+
+}  // namespace
+
+void norm_act(const NormActParams& p, int threads) {
+  auto run = [&](auto scalar) {
+    using scalar_t = decltype(scalar);
+    if (walked_as_columns(p)) columns<scalar_t>(p, threads);
+    else planes<scalar_t>(p, threads);
+  };
+  switch (p.features.dtype) {
+    case ScalarType::Float: return run(float{});
+    case ScalarType::BFloat16: return run(BFloat16{});
+    case ScalarType::Half: return run(Half{});
+  }
+}
+
+}  // namespace ARTKERNELS_ISA
+}  // namespace artkernels::cpu
