@@ -122,7 +122,7 @@ def host_jobs(mode, home):
     if mode:
         includes += [home / "include", cuda_libraries() / "include"]
         flags += ["-DARTKERNELS_CUDA", *(["-DARTKERNELS_CUDA_EMULATED"] if mode == "emulate" else [])]
-    sources = [CSRC / "bindings.cpp", *sorted((CSRC / "ops").glob("*.cpp")), *(CSRC / "cpu" / name for name in SHARED)]
+    sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "ops").glob("*.cpp")), *(CSRC / "cpu" / x for x in SHARED)]
     return [(source, "", [CXX, *flags, *(f"-isystem{folder}" for folder in includes)]) for source in sources]
 
 

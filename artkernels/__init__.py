@@ -12,5 +12,20 @@ _check_torch()
 
 from . import _C, functional, nn, reference  # noqa: E402, F401
 from .doctor import build_info  # noqa: E402
+from .pooled_allocator import (  # noqa: E402
+    PooledAllocatorStatistics,
+    pooled_allocator_statistics,
+    release_pooled_memory,
+    use_pooled_allocator,
+)
 
-__all__ = ["build_info", "functional", "nn", "reference"]
+__all__ = [
+    "PooledAllocatorStatistics",
+    "build_info",
+    "functional",
+    "nn",
+    "pooled_allocator_statistics",
+    "reference",
+    "release_pooled_memory",
+    "use_pooled_allocator",
+]

@@ -21,7 +21,8 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         artkernels (its version), torch_built, torch_running, cuda ("native", "emulated" or None), cuda_toolkit,
-        cuda_architectures, compiler, cpu_instruction_set (the one in use), threads, gpus (names).
+        cuda_architectures, compiler, cpu_instruction_set (the one in use), pooled_allocator (whether it is on),
+        threads, gpus (names).
     """
     compiled = _C.build_info()
     return {
@@ -33,6 +34,7 @@ def build_info() -> dict[str, Any]:
         "cuda_architectures": _build_info.CUDA_ARCHITECTURES.split(),
         "compiler": compiled["compiler"],
         "cpu_instruction_set": compiled["cpu_instruction_set"],
+        "pooled_allocator": _C.pooled_allocator_is_on(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
@@ -68,6 +70,7 @@ def report() -> str:
         f"artkernels     {info['artkernels']}",
         f"torch          {info['torch_running']} (built against {info['torch_built']})",
         f"CPU            {_cpu_name()}, {info['threads']} threads, kernels for {info['cpu_instruction_set']}",
+        f"CPU allocator  {'pooled' if info['pooled_allocator'] else 'not pooled'}",
         f"CUDA kernels   {info['cuda'] or 'not built'}"
         + (
             f", toolkit {info['cuda_toolkit']}, for {' '.join(info['cuda_architectures'])}"

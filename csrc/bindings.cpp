@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "ops/gram.h"
 #include "ops/norm_act.h"
+#include "pooled_allocator.h"
 
 using namespace artkernels;
 
@@ -55,9 +56,27 @@ static pybind11::dict build_info() {
   return info;
 }
 
+static pybind11::dict allocator_statistics() {
+  const BlockPool::Statistics statistics = pooled_allocator_statistics();
+  pybind11::dict values;
+  values["max_bytes"] = statistics.max_bytes;
+  values["bytes_in_use"] = statistics.bytes_in_use;
+  values["bytes_kept"] = statistics.bytes_kept;
+  values["peak_bytes"] = statistics.peak_bytes;
+  values["hits"] = statistics.hits;
+  values["misses"] = statistics.misses;
+  values["released"] = statistics.released;
+  return values;
+}
+
 PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   m.def("build_info", &build_info);
+  // Unmapping takes the system long: other Python threads go on meanwhile.
+  m.def("use_pooled_allocator", &use_pooled_allocator, py::arg("max_bytes"), py::call_guard<py::gil_scoped_release>());
+  m.def("release_pooled_memory", &release_pooled_memory, py::call_guard<py::gil_scoped_release>());
+  m.def("pooled_allocator_is_on", &pooled_allocator_is_on);
+  m.def("pooled_allocator_statistics", &allocator_statistics);
   // The ops without the dispatcher: no autograd, no autocast.
   m.def("gram_matrix", &gram_matrix, py::arg("input"), py::arg("normalize"));
   m.def("gram_matrix_backward", &gram_matrix_backward, py::arg("grad_output"), py::arg("input"), py::arg("normalize"));

@@ -17,6 +17,7 @@ from artkernels import functional as F
 from artkernels.errors import UserError
 from artkernels.images import resize, scaled
 from artkernels.models.vgg import VGG19
+from artkernels.pooled_allocator import pooled_allocator_statistics
 
 __all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "check", "memory_needed", "stylize"]
 
@@ -296,9 +297,10 @@ def _memory_available(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # in PyTorch's own cache
         return torch.cuda.mem_get_info(device)[0] + unused
-    try:  # what Linux could free, caches included
+    try:  # what Linux could free, caches included, and what we could
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return free + pooled_allocator_statistics().bytes_kept
     except (OSError, StopIteration):
         pass
     try:
