@@ -30,8 +30,10 @@ class Case:
     residual: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} norm" + (f" + {self.activation}" if self.activation != "none" else "") + (
-            " + residual" if self.residual else ""
+        return (
+            f"{self.kind} norm"
+            + (f" + {self.activation}" if self.activation != "none" else "")
+            + (" + residual" if self.residual else "")
         )
 
 

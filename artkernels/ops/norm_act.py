@@ -7,7 +7,7 @@ back as (z - bias) / weight, which is lost where a weight is 0 (the last norm of
 so), and which multiplies the rounding of a 16-bit output by |bias / weight|. Here the input is kept, and nothing else.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch import Tensor
 from .. import reference
 from ._common import empty_like_dense
 from .feature_statistics import _channels, empty_statistics
+from .sync_batch_norm_act import spans_processes, sync_batch_norm_act
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Activation = Literal["none", "relu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu"]
 Statistics = tuple[Tensor, Tensor]
@@ -37,8 +41,9 @@ def batch_norm_act(
     residual: Tensor | None = None,
     residual_after: bool = False,
     statistics: Statistics | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    """activation(torch.nn.functional.batch_norm(input, ...) + residual), in one read of the input where caches allow it.
+    """activation(torch.nn.functional.batch_norm(input, ...) + residual), in one read of the input where caches allow.
 
     Args:
         input: [N, C, ...], float32, float16, bfloat16 or float64, contiguous or channels_last.
@@ -49,10 +54,14 @@ def batch_norm_act(
         residual: added before the activation, of the input's shape; after it with `residual_after`. Where its dtype is
             another one, both are promoted as torch does.
         statistics: (mean, var), each [C], to use instead: see feature_statistics. Differentiable.
+        process_group: in training, the batch is that of all processes of this group together, as in
+            torch.nn.SyncBatchNorm, on any device and backend; a process without images must call too. None: it is this
+            process's own.
 
     Returns:
-        As the input, in its layout. Differentiable twice, in backward mode only. For the backward nothing is kept but
-        the input, two numbers a channel and, where it is added before an activation, the residual.
+        As the input, in its layout. Differentiable twice, in backward mode only; with several processes, once. For the
+        backward nothing is kept but the input, two numbers a channel and, where it is added before an activation, the
+        residual.
 
     Raises:
         ValueError: training with one value a channel, or neither training nor statistics to use.
@@ -66,6 +75,20 @@ def batch_norm_act(
         statistics = running_mean, running_var
     if statistics is not None:
         return options.apply("batch_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+    if process_group is not None and spans_processes(process_group):
+        input, residual = _promote(input, residual)
+        return sync_batch_norm_act(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            residual,
+            residual_after,
+            momentum,
+            options.arguments,
+            process_group,
+        )
     n = _require_several("batch_norm_act", "value per channel", input.numel() // max(C, 1), input)
     output, mean, var = options.apply("batch_norm_act", input, weight, bias, residual, residual_after)
     update_running(running_mean, running_var, mean, var, n, momentum)
@@ -239,14 +262,19 @@ class _Options:
         residual_after: bool,
         statistics: Statistics | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if residual is not None and residual.dtype != input.dtype:
-            dtype = torch.promote_types(input.dtype, residual.dtype)
-            input, residual = input.to(dtype), residual.to(dtype)
+        input, residual = _promote(input, residual)
         mean, var = statistics or (None, None)
         result: tuple[Tensor, Tensor, Tensor] = _ops.norm_act(
             input, weight, bias, residual, mean, var, *self.arguments, residual_after
         )
         return result
+
+
+def _promote(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if residual is None or residual.dtype == input.dtype:
+        return input, residual
+    dtype = torch.promote_types(input.dtype, residual.dtype)
+    return input.to(dtype), residual.to(dtype)
 
 
 def _require_several(op: str, what: str, count: int, input: Tensor) -> int:
@@ -286,11 +314,8 @@ def _(
     negative_slope: float,
     residual_after: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = (
-        empty_statistics(input, groups, across_batch) if mean is None else empty_statistics(input, 0, True)
-        for _ in range(2)
-    )
-    return empty_like_dense(input), *statistics
+    shape = (groups, across_batch) if mean is None else (0, True)
+    return empty_like_dense(input), empty_statistics(input, *shape), empty_statistics(input, *shape)
 
 
 @torch.library.register_fake("artkernels::norm_act_backward")
@@ -338,9 +363,7 @@ def _norm_act_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...
         tensors = [
             t.view_as(t) if needed else t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         ]
-        outputs = reference.norm_act_backward(
-            *tensors, ctx.statistics_given, ctx.groups, ctx.across_batch, *ctx.rest
-        )
+        outputs = reference.norm_act_backward(*tensors, ctx.statistics_given, ctx.groups, ctx.across_batch, *ctx.rest)
     wanted = [(o, g) for o, g, made in zip(outputs, grads, ctx.mask, strict=True) if made and g is not None]
     inputs = [t for t, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
     found = iter(

@@ -18,8 +18,8 @@ typedef double vdouble_any __attribute__((vector_size(VL * 8), aligned(8), may_a
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-constexpr int64_t PACKED_BYTES = 768 << 10;  // of L2
-constexpr int64_t BLOCK = 2048;              // elements of a contiguous run that are handled while they are in L1
+constexpr int64_t FETCHED_BYTES = 512 << 10;
+constexpr int64_t BLOCK = 2048;  // elements of a contiguous run that are handled while they are in L1
 
 // Count, mean and sum of squared distances from it. Never from sums of squares, which cancel when |mean| >> sigma.
 struct Moments {
@@ -101,11 +101,12 @@ ARTKERNELS_INLINE void for_each_run_reversed(Range range, int64_t P, F&& f) {
   }
 }
 
-// The planes of a batch norm lie a power of two apart as often as not, so that they compete for a few sets of the
-// cache: they are copied side by side when they are first read, if the copy fits in L2. Bytes of a group's copy, or 0.
-int64_t packed_group_bytes(const NormAct& p, int64_t bytes_per_pixel) {
-  const int64_t bytes = p.features.N * p.features.P * bytes_per_pixel;
-  return p.across_batch && p.features.N > 1 && bytes <= PACKED_BYTES ? round_up(bytes, 64) : 0;
+// Elements from a group to the one that a thread handles next, which it fetches while it writes this one: memory is
+// then never idle. 0 where the statistics are given, or where both groups do not fit in L2.
+int64_t next_group(const NormAct& p, bool statistics_given, int64_t bytes_per_pixel) {
+  const PlaneGroup group(p, statistics_given, 0);
+  const bool fits = group.count * p.features.P * bytes_per_pixel <= FETCHED_BYTES;
+  return statistics_given || !fits ? 0 : p.features.P * (p.across_batch ? 1 : group.count);
 }
 
 // ---- columns --------------------------------------------------------------------------------------------------------

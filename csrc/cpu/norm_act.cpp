@@ -36,10 +36,11 @@ struct Rows {
 };
 
 // output = activation(z) with the residual, null where there is none. A few rows go together, so that a column's
-// coefficients are loaded once for them, unless the activation is what takes the time.
+// coefficients are loaded once for them, unless the activation is what takes the time. What lies `next` elements ahead
+// in the input is fetched into L2 meanwhile, unless that is 0.
 template <Activation activation, typename scalar_t, typename Z>
 __attribute__((noinline)) void map(const scalar_t* input, const scalar_t* residual, Residual mode, scalar_t* output,
-                                   Rows shape, Z coefficients, float negative_slope) noexcept {
+                                   Rows shape, Z coefficients, float negative_slope, int64_t next) noexcept {
   auto value = [&](const Uniform& c, int64_t at, auto&& load_at) ARTKERNELS_LAMBDA {
     vfloat z = (load_at(input + at) - c.mean) * c.scale + c.shift;
     if (mode == Residual::BeforeActivation) z += load_at(residual + at);
@@ -52,6 +53,7 @@ __attribute__((noinline)) void map(const scalar_t* input, const scalar_t* residu
     int64_t i = 0;
     for (; i + VL <= shape.count; i += VL) {
       const Uniform c = coefficients.at(i);
+      if (next) __builtin_prefetch(input + row * shape.stride + i + next, 0, 2);
       vfloat values[rows];
       ARTKERNELS_UNROLL
       for (int r = 0; r < rows; ++r)
@@ -88,69 +90,43 @@ ARTKERNELS_INLINE float sum_of(const scalar_t* x, int64_t count, F&& term) {
   vfloat sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * VL <= count; i += 4 * VL) ARTKERNELS_UNROLL
-  for (int u = 0; u < 4; ++u) sums[u] += term(load(x + i + u * VL));
-  for (; i + VL <= count; i += VL) sums[0] += term(load(x + i));
+  for (int u = 0; u < 4; ++u) sums[u] += term(load(x + i + u * VL), i + u * VL);
+  for (; i + VL <= count; i += VL) sums[0] += term(load(x + i), i);
   float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   if (i < count) {
-    const vfloat last = term(load_partial(x + i, count - i));
+    const vfloat last = term(load_partial(x + i, count - i), i);
     for (int j = 0; j < count - i; ++j) total += last[j];
   }
   return total;
 }
 
+// The mean of a block first, then the squares of the distances from it. Memory would be idle while a block is read the
+// second time, from L1: so the next one is fetched meanwhile. `ahead` is what lies a block ahead, there or not.
 template <typename scalar_t>
-void add_moments(const scalar_t* x, int64_t count, Moments& moments) {
+void add_moments(const scalar_t* x, int64_t count, const scalar_t* ahead, Moments& moments) {
   for (int64_t i = 0; i < count; i += BLOCK) {
     const int64_t n = count - i < BLOCK ? count - i : BLOCK;
-    const float mean = sum_of(x + i, n, [](vfloat v) { return v; }) / n;
-    const float m2 = sum_of(x + i, n, [mean](vfloat v) { return (v - mean) * (v - mean); });
+    const float mean = sum_of(x + i, n, [](vfloat v, int64_t) { return v; }) / n;
+    const float m2 = sum_of(x + i, n, [mean, next = ahead + i](vfloat v, int64_t at) {
+      __builtin_prefetch(next + at);
+      return (v - mean) * (v - mean);
+    });
     moments.merge(n, mean, m2);
   }
 }
 
-// What a thread reads of a group; `packed` is room for a copy of the group, or null.
+// The moments of a thread's share of a group.
 template <typename scalar_t>
-class GroupShare {
- public:
-  GroupShare(const NormActParams& p, const PlaneGroup& group, const Team& team, scalar_t* packed)
-      : input_(static_cast<const scalar_t*>(p.input)),
-        group_(group),
-        P_(p.features.P),
-        range_(team.share(group.count * P_, VL)),
-        packed_(packed) {}
-
-  Moments moments() const {
-    Moments moments;
-    const int64_t run = group_.stride == 1 ? group_.count * P_ : P_;  // neighbouring planes are one run
-    for_each_run(range_, run, [&](int64_t index, int64_t pixel, int64_t pixels) {
-      const scalar_t* source = input_ + group_.plane(index) * P_ + pixel;
-      if (packed_) source = copy(source, pixels, packed_ + index * P_ + pixel);
-      add_moments(source, pixels, moments);
-    });
-    return moments;
-  }
-
-  // f(plane, offset in the feature map, where to read it, pixels); what was read last comes first.
-  template <typename F>
-  void for_each_plane(F&& f) const {
-    for_each_run_reversed(range_, P_, [&](int64_t index, int64_t pixel, int64_t pixels) {
-      const int64_t at = group_.plane(index) * P_ + pixel;
-      f(group_.plane(index), at, packed_ ? packed_ + index * P_ + pixel : input_ + at, pixels);
-    });
-  }
-
- private:
-  static const scalar_t* copy(const scalar_t* source, int64_t count, scalar_t* out) {
-    __builtin_memcpy(out, source, count * sizeof(scalar_t));
-    return out;
-  }
-
-  const scalar_t* const input_;
-  const PlaneGroup group_;
-  const int64_t P_;
-  const Range range_;
-  scalar_t* const packed_;
-};
+Moments share_moments(const NormActParams& p, const PlaneGroup& group, Range range) {
+  const int64_t P = p.features.P, run = group.stride == 1 ? group.count * P : P;  // neighbouring planes are one run
+  const scalar_t* const x = static_cast<const scalar_t*>(p.input);
+  Moments moments;
+  for_each_run(range, run, [&](int64_t index, int64_t pixel, int64_t pixels) {
+    const scalar_t* const source = x + group.plane(index) * P + pixel;
+    add_moments(source, pixels, pixels > BLOCK ? source + BLOCK : x + group.plane(index + 1) * P, moments);
+  });
+  return moments;
+}
 
 // The members' moments, added in their order.
 Moments team_moments(Moments mine, const Team& team, Moments* partial) {
@@ -165,35 +141,32 @@ Moments team_moments(Moments mine, const Team& team, Moments* partial) {
 
 template <typename scalar_t>
 void planes(const NormActParams& p, int threads) {
-  const int64_t C = p.features.C;
-  const scalar_t* const residual = static_cast<const scalar_t*>(p.residual);
-  scalar_t* const output = static_cast<scalar_t*>(p.output);
-  const bool read_twice = p.output && !p.statistics_given;
-  const int64_t packed_bytes = read_twice ? packed_group_bytes(p, sizeof(scalar_t)) : 0;
-  const int64_t partial_bytes = round_up(threads * sizeof(Moments), 64);
-  char* const scratch = static_cast<char*>(thread_scratch(partial_bytes + threads * packed_bytes));
-  Moments* const partial = reinterpret_cast<Moments*>(scratch);
+  const int64_t C = p.features.C, P = p.features.P;
+  const scalar_t *const x = static_cast<const scalar_t*>(p.input), *const r = static_cast<const scalar_t*>(p.residual);
+  scalar_t* const y = static_cast<scalar_t*>(p.output);
+  const int64_t next = next_group(p, p.statistics_given, sizeof(scalar_t));
+  Moments* const partial = static_cast<Moments*>(thread_scratch(threads * sizeof(Moments)));
   const auto map = map_of<scalar_t, Uniform>(p.activation);
 #pragma omp parallel num_threads(threads)
   deal(PlaneGroup::number(p, p.statistics_given), [&](int64_t item, Team team) {
     const PlaneGroup group(p, p.statistics_given, item);
-    char* const packed = packed_bytes ? scratch + partial_bytes + team.first * packed_bytes : nullptr;
-    const GroupShare<scalar_t> share(p, group, team, reinterpret_cast<scalar_t*>(packed));
+    const Range range = team.share(group.count * P, VL);
     float mean, var;
     if (p.statistics_given) {
       mean = p.mean[group.statistic], var = p.var[group.statistic];
     } else {
-      const Moments moments = team_moments(share.moments(), team, partial);
+      const Moments moments = team_moments(share_moments<scalar_t>(p, group, range), team, partial);
       mean = float(moments.mean);
       var = float(moments.m2 / (moments.n - double(p.correction)));
       if (team.member == 0) p.mean[group.statistic] = mean, p.var[group.statistic] = var;
     }
-    if (!output) return;
+    if (!y) return;
     const float rstd = rstd_of(p, var);
-    share.for_each_plane([&](int64_t plane, int64_t at, const scalar_t* source, int64_t pixels) {
+    for_each_run_reversed(range, P, [&](int64_t index, int64_t pixel, int64_t pixels) {
+      const int64_t plane = group.plane(index), at = plane * P + pixel;
       const Uniform coefficients = uniform(coefficients_of(p, plane / C, plane % C, mean, rstd));
-      map(source, residual ? residual + at : nullptr, p.residual_mode, output + at, Rows{1, 0, pixels}, coefficients,
-          p.negative_slope);
+      map(x + at, r ? r + at : nullptr, p.residual_mode, y + at, Rows{1, 0, pixels}, coefficients, p.negative_slope,
+          next);
     });
   });
 }
@@ -335,9 +308,12 @@ void columns(const NormActParams& p, int threads) {
     if (p.output) {
       fill_coefficients(p, c, block, mine, scratch);
       team.barrier();
-      const int64_t at = block.offset(c, rows.begin);
-      map(x + at, r ? r + at : nullptr, p.residual_mode, y + at, Rows{rows.end - rows.begin, c.columns, block.width},
-          scratch.coefficients(), p.negative_slope);
+      const int64_t step = rows_per_block(block.width, sizeof(scalar_t));
+      for_each_run_reversed(rows, step, [&](int64_t index, int64_t row, int64_t count) {
+        const int64_t at = block.offset(c, index * step + row);
+        map(x + at, r ? r + at : nullptr, p.residual_mode, y + at, Rows{count, c.columns, block.width},
+            scratch.coefficients(), p.negative_slope, 0);
+      });
     }
     team.barrier();  // all are done with what the next block overwrites
   });

@@ -47,8 +47,7 @@ class PlaneGroupBackward {
  public:
   using Kernels = KernelTable<scalar_t, GradientUniform>;
 
-  PlaneGroupBackward(const NormActBackwardParams& p, const Kernels& kernels, int64_t item, Team team, Sums* partial,
-                     scalar_t* packed)
+  PlaneGroupBackward(const NormActBackwardParams& p, const Kernels& kernels, int64_t item, Team team, Sums* partial)
       : p_(p),
         kernels_(kernels),
         arrays_(p),
@@ -56,8 +55,8 @@ class PlaneGroupBackward {
         team_(team),
         statistic_(group_.statistic),
         sums_(partial),  // [members, planes with sums of their own]
-        packed_(packed),
         range_(team.share(group_.count * p.features.P, VL)),
+        next_(next_group(p, !depends_on_sums(p), 2 * sizeof(scalar_t))),
         rstd_(rstd_of(p, p.var[group_.statistic])) {}
 
   // Planes of a batch norm are of one channel and have one sum.
@@ -74,27 +73,6 @@ class PlaneGroupBackward {
   }
 
  private:
-  // Where a group is packed: what is read of every array, one after the other.
-  scalar_t* packed(int array, int64_t index, int64_t pixel) const {
-    return packed_ + (array * group_.count + index) * p_.features.P + pixel;
-  }
-
-  void pack(int64_t index, int64_t pixel, int64_t count) const {
-    const Arrays<scalar_t> a = arrays_.from(group_.plane(index) * p_.features.P + pixel);
-    __builtin_memcpy(packed(0, index, pixel), a.grad_output, count * sizeof(scalar_t));
-    __builtin_memcpy(packed(1, index, pixel), a.input, count * sizeof(scalar_t));
-    if (a.residual) __builtin_memcpy(packed(2, index, pixel), a.residual, count * sizeof(scalar_t));
-  }
-
-  Arrays<scalar_t> arrays_at(int64_t index, int64_t pixel) const {
-    Arrays<scalar_t> a = arrays_.from(group_.plane(index) * p_.features.P + pixel);
-    if (packed_) {
-      a.grad_output = packed(0, index, pixel), a.input = packed(1, index, pixel);
-      if (a.residual) a.residual = packed(2, index, pixel);
-    }
-    return a;
-  }
-
   Gradient gradient(int64_t plane, const Averages& averages) const {
     const int64_t C = p_.features.C;
     const Coefficients z = coefficients_of(p_, plane / C, plane % C, p_.mean[statistic_], rstd_);
@@ -111,10 +89,9 @@ class PlaneGroupBackward {
       const GradientUniform coefficients = uniform(gradient(plane, known));
       for (int64_t i = 0; i < pixels; i += BLOCK) {
         const int64_t count = pixels - i < BLOCK ? pixels - i : BLOCK;
-        if (packed_) pack(index, pixel + i, count);
-        const Arrays<scalar_t> a = arrays_at(index, pixel + i);
+        const Arrays<scalar_t> a = arrays_.from(plane * p_.features.P + pixel + i);
         const Sums s = kernels_.sum_along(a, count, coefficients, p_.negative_slope);
-        if (writing) kernels_.write(a, 1, 0, count, coefficients, p_.negative_slope);
+        if (writing) kernels_.write(a, 1, 0, count, coefficients, p_.negative_slope, 0);
         Sums& total = mine[p_.across_batch ? 0 : index];
         total.dz += s.dz, total.dz_centred += s.dz_centred;
       }
@@ -124,7 +101,8 @@ class PlaneGroupBackward {
   void write(const Averages& averages) const {
     for_each_run_reversed(range_, p_.features.P, [&](int64_t index, int64_t pixel, int64_t pixels) {
       const int64_t plane = group_.plane(index);
-      kernels_.write(arrays_at(index, pixel), 1, 0, pixels, uniform(gradient(plane, averages)), p_.negative_slope);
+      kernels_.write(arrays_.from(plane * p_.features.P + pixel), 1, 0, pixels, uniform(gradient(plane, averages)),
+                     p_.negative_slope, next_);
     });
   }
 
@@ -152,24 +130,20 @@ class PlaneGroupBackward {
   const Team team_;
   const int64_t statistic_;
   Sums* const sums_;
-  scalar_t* const packed_;
   const Range range_;
+  const int64_t next_;
   const float rstd_;
 };
 
 template <typename scalar_t>
 void planes(const NormActBackwardParams& p, int threads) {
   using Group = PlaneGroupBackward<scalar_t>;
-  const int64_t size = Group::sums_size(p), sums_bytes = round_up(threads * size * sizeof(Sums), 64);
-  const int64_t packed_bytes = depends_on_sums(p) ? packed_group_bytes(p, (p.residual ? 3 : 2) * sizeof(scalar_t)) : 0;
-  char* const scratch = static_cast<char*>(thread_scratch(sums_bytes + threads * packed_bytes));
-  Sums* const partial = reinterpret_cast<Sums*>(scratch);
+  const int64_t size = Group::sums_size(p);
+  Sums* const partial = static_cast<Sums*>(thread_scratch(threads * size * sizeof(Sums)));
   const auto kernels = kernel_table<scalar_t, GradientUniform>(p);
 #pragma omp parallel num_threads(threads)
-  deal(statistics_of(p), [&](int64_t statistic, Team team) {
-    char* const packed = packed_bytes ? scratch + sums_bytes + team.first * packed_bytes : nullptr;
-    Group(p, kernels, statistic, team, partial + team.first * size, reinterpret_cast<scalar_t*>(packed)).run();
-  });
+  deal(statistics_of(p),
+       [&](int64_t statistic, Team team) { Group(p, kernels, statistic, team, partial + team.first * size).run(); });
 }
 
 // ---- columns --------------------------------------------------------------------------------------------------------
@@ -268,7 +242,7 @@ class ColumnBlockBackward {
     const int64_t step = rows_per_block(block_.width, 2 * sizeof(scalar_t));
     for_each_run_reversed(rows, step, [&](int64_t index, int64_t row, int64_t count) {
       kernels_.write(arrays_.from((index * step + row) * c_.columns), count, c_.columns, block_.width,
-                     scratch_.coefficients(), p_.negative_slope);
+                     scratch_.coefficients(), p_.negative_slope, 0);
     });
   }
 

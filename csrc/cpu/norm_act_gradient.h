@@ -131,14 +131,18 @@ struct Kernel {
     }
   }
 
-  // Writes grad_input and grad_residual of some rows of `count` elements; rows together as in the forward.
+  // Writes grad_input and grad_residual of some rows of `count` elements; rows together and `next` as in the forward.
   __attribute__((noinline)) static void write(const Arrays<scalar_t>& a, int64_t rows, int64_t stride, int64_t count,
-                                              const Z& coefficients, float negative_slope) noexcept {
+                                              const Z& coefficients, float negative_slope, int64_t next) noexcept {
     auto write_rows = [&](int64_t row, auto together) ARTKERNELS_LAMBDA {
       constexpr int number = decltype(together)::value;
       int64_t i = 0;
       for (; i + VL <= count; i += VL) {
         const GradientUniform c = coefficients.at(i);
+        if (next) {
+          __builtin_prefetch(a.grad_output + row * stride + i + next, 0, 2);
+          __builtin_prefetch(a.input + row * stride + i + next, 0, 2);
+        }
         Element elements[number];
         ARTKERNELS_UNROLL
         for (int r = 0; r < number; ++r)
