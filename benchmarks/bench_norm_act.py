@@ -1,6 +1,7 @@
 """Normalisation + activation at the shapes of art networks, forward and forward + backward, on the CPU.
 
-python benchmarks/bench_norm_act.py [--rounds 21] [--dtype float32|bfloat16|float16] [--compile] [--pooled] [--case NAME ...]
+python benchmarks/bench_norm_act.py [--rounds 21] [--dtype float32|bfloat16|float16] [--compile] [--pooled]
+    [--case NAME ...]
 """
 
 import argparse
@@ -118,7 +119,7 @@ def time_case(
 
 def line(case: Case, layout: torch.memory_format, forward: dict[str, Timing], train: dict[str, Timing]) -> str:
     shape = "x".join(map(str, case.shape)) + ("" if layout == torch.contiguous_format else " NHWC")
-    columns = [f"{str(case):<32} {shape:<22}"]
+    columns = [f"{case!s:<32} {shape:<22}"]
     for name, timings in (("forward", forward), ("train", train)):
         columns.append(f"{name} {1e3 * timings['ours'].median:7.3f} ms")
         columns += [f"{peer} {ratio(timings[peer], timings['ours'])}" for peer in timings if peer != "ours"]

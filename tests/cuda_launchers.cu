@@ -1,9 +1,11 @@
-// C entry points to the launchers of csrc/cuda, for ctypes. An exception becomes its text.
+// C entry points to the launchers of an op family of csrc/cuda, for ctypes. An exception becomes its text. FAMILY_gram
+// or FAMILY_norm_act is defined.
 #include <cstdint>
 #include <exception>
 #include <string>
 
 #include "gram.h"
+#include "norm_act.h"
 
 using namespace artkernels;
 
@@ -23,22 +25,19 @@ const char* message_of(F&& f) {
 
 }  // namespace
 
-extern "C" {
+#define ENTRY_POINTS(op, Params)                                                        \
+  extern "C" int64_t test_sizeof_##op##_params() { return sizeof(Params); }             \
+  extern "C" const char* test_##op##_workspace_size(const Params* p, int64_t* floats) { \
+    return message_of([&] { *floats = cuda::op##_workspace_size(*p); });                \
+  }                                                                                     \
+  extern "C" const char* test_launch_##op(const Params* p, CUstream_st* stream) {       \
+    return message_of([&] { cuda::launch_##op(*p, stream); });                          \
+  }
 
-int64_t test_sizeof_gram_params() { return sizeof(GramParams); }
-int64_t test_sizeof_gram_backward_params() { return sizeof(GramBackwardParams); }
-
-const char* test_gram_workspace_size(const GramParams* p, int64_t* floats) {
-  return message_of([&] { *floats = cuda::gram_workspace_size(*p); });
-}
-const char* test_launch_gram(const GramParams* p, CUstream_st* stream) {
-  return message_of([&] { cuda::launch_gram(*p, stream); });
-}
-const char* test_gram_backward_workspace_size(const GramBackwardParams* p, int64_t* floats) {
-  return message_of([&] { *floats = cuda::gram_backward_workspace_size(*p); });
-}
-const char* test_launch_gram_backward(const GramBackwardParams* p, CUstream_st* stream) {
-  return message_of([&] { cuda::launch_gram_backward(*p, stream); });
-}
-
-}  // extern "C"
+#if defined(FAMILY_gram)
+ENTRY_POINTS(gram, GramParams)
+ENTRY_POINTS(gram_backward, GramBackwardParams)
+#elif defined(FAMILY_norm_act)
+ENTRY_POINTS(norm_act, NormActParams)
+ENTRY_POINTS(norm_act_backward, NormActBackwardParams)
+#endif

@@ -56,12 +56,68 @@ class GramBackwardParams(ctypes.Structure):
     ]
 
 
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu")  # enum class Activation
+RESIDUALS = (None, "before", "after")  # enum class Residual
+
+
+class NormAct(ctypes.Structure):
+    _fields_ = [
+        ("features", FeatureMap),
+        ("groups", ctypes.c_int64),
+        ("across_batch", ctypes.c_bool),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("affine_stride", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("alpha", ctypes.c_float),
+        ("correction", ctypes.c_float),
+        ("activation", ctypes.c_int),
+        ("negative_slope", ctypes.c_float),
+        ("residual_mode", ctypes.c_int),
+    ]
+
+
+class NormActParams(NormAct):
+    _fields_ = [
+        ("input", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("var", ctypes.c_void_p),
+        ("statistics_given", ctypes.c_bool),
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+class NormActBackwardParams(NormAct):
+    _fields_ = [
+        ("grad_output", ctypes.c_void_p),
+        ("input", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("var", ctypes.c_void_p),
+        ("statistics_given", ctypes.c_bool),
+        ("averages", ctypes.c_void_p),
+        ("grad_input", ctypes.c_void_p),
+        ("grad_residual", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+    ]
+
+
+FAMILIES = {
+    "gram": {"gram": GramParams, "gram_backward": GramBackwardParams},
+    "norm_act": {"norm_act": NormActParams, "norm_act_backward": NormActBackwardParams},
+}
+
+
 @functools.cache
-def launchers(arch: str = "compute_80") -> ctypes.CDLL:
-    """Every .cu of csrc/cuda and the C entry points of cuda_launchers.cu, as one library."""
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), TESTS / "cuda_launchers.cu"]
-    lib = cudaemu.load(cudaemu.compile(sources, arch, include_dirs=[CSRC / "cuda", CSRC / "include"]))
-    for op, params in (("gram", GramParams), ("gram_backward", GramBackwardParams)):
+def launchers(arch: str = "compute_80", family: str = "gram") -> ctypes.CDLL:
+    """The .cu files of a family of ops and the C entry points of cuda_launchers.cu, as one library."""
+    sources = [*sorted((CSRC / "cuda").glob(f"{family}*.cu")), TESTS / "cuda_launchers.cu"]
+    include, defines = [CSRC / "cuda", CSRC / "include"], [f"FAMILY_{family}"]
+    lib = cudaemu.load(cudaemu.compile(sources, arch, include_dirs=include, defines=defines))
+    for op, params in FAMILIES[family].items():
         launch, size, bytes_of = (
             getattr(lib, f"test_{name}") for name in (f"launch_{op}", f"{op}_workspace_size", f"sizeof_{op}_params")
         )
@@ -210,3 +266,17 @@ def gram_backward(
             e.session.check()
         launches = e.session.launches
     return {"grad": grad, "launches": launches}
+
+
+def run_norm_act(op, p, tensors, profile, seed, arch, checks):
+    """Launches `op` with the settings of p; tensors: field -> (tensor, whether it is written). Returns the launches."""
+    lib = launchers(arch, "norm_act")
+    with Emulation(profile, seed, checks) as e:
+        workspace = empty(workspace_size(lib, op, p))
+        for name, (tensor, written) in {**tensors, "workspace": (workspace, True)}.items():
+            setattr(p, name, (e.write if written else e.read)(tensor, name))
+        try:
+            call(lib, op, p)
+        finally:
+            e.session.check()
+        return e.session.launches

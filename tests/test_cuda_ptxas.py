@@ -22,6 +22,11 @@ LIMITS = {
     "gram_finish_kernel": (64, 8192),
     "gram_symmetrize_kernel": (64, 2048),
     "gram_backward_kernel": (128, 0),  # 16 warps an SM
+    "norm_act_finish_kernel": (64, 256),
+    "norm_act_planes_kernel": (128, 8192),  # 16 warps an SM
+    "norm_act_planes_backward_kernel": (128, 8192),
+    "norm_act_rows_kernel": (128, 48 << 10),
+    "norm_act_rows_backward_kernel": (128, 48 << 10),
 }
 
 

@@ -1,13 +1,9 @@
-// Warp-level building blocks: conversions, asynchronous copies, ldmatrix, tensor-core products. Fragment layouts are
-// those of the PTX manual, "Warp-level matrix instructions": in a fragment of accumulators a lane holds rows lane / 4
-// and lane / 4 + 8, columns 2 (lane % 4) and the next.
+// Warp-level building blocks: asynchronous copies, ldmatrix, tensor-core products. Fragment layouts are those of the
+// PTX manual, "Warp-level matrix instructions": in a fragment of accumulators a lane holds rows lane / 4 and
+// lane / 4 + 8, columns 2 (lane % 4) and the next.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
-#include <type_traits>
+#include "scalar.cuh"
 
 namespace artkernels::cuda {
 
@@ -26,40 +22,6 @@ constexpr bool kTensorCores =
     std::is_same_v<scalar_t, __half> || (std::is_same_v<scalar_t, __nv_bfloat16> && kAmpere) ||
     (std::is_same_v<scalar_t, float> && kTf32 && kAmpere) ||
     (std::is_same_v<scalar_t, float> && (kArch == 800 || kArch == 900 || kArch == 1000 || kArch == 1030));
-
-// ---- conversions ----------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-template <typename scalar_t>
-__device__ __forceinline__ scalar_t from_float(float v) {
-  if constexpr (std::is_same_v<scalar_t, __half>) return __float2half_rn(v);
-  else if constexpr (std::is_same_v<scalar_t, __nv_bfloat16>) return __float2bfloat16_rn(v);
-  else return v;
-}
-
-// Two 16-bit values in a word, the first one low.
-template <typename scalar_t>
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  const scalar_t pair[2] = {from_float<scalar_t>(first), from_float<scalar_t>(second)};
-  uint32_t word;
-  memcpy(&word, pair, sizeof word);
-  return word;
-}
-
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-  for (int offset = 16; offset; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
-  return v;
-}
-
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (int offset = 16; offset; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
-  return v;
-}
 
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
@@ -87,16 +49,6 @@ __device__ __forceinline__ void copy_async_commit() {
 template <int kPending>
 __device__ __forceinline__ void copy_async_wait() {
   if constexpr (kAmpere) asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
-// Vector stores as assembly: where a flag known only at run time chooses between a vector store and scalar stores of
-// the same values, nvcc folds both into scalar stores.
-__device__ __forceinline__ void store_16(void* p, const uint32_t (&v)[4]) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-               : "memory");
-}
-__device__ __forceinline__ void store_8(void* p, float x, float y) {
-  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x), "f"(y) : "memory");
 }
 
 // Lane q of each four gets word q of the four lanes, in their order.
