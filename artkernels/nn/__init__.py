@@ -1,5 +1,26 @@
 """Modules of the operations in artkernels.functional."""
 
 from .gram import GramLoss, StyleLoss
+from .norm_act import (
+    AdaIN2d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    GroupNormAct2d,
+    InstanceNormAct1d,
+    InstanceNormAct2d,
+    InstanceNormAct3d,
+)
 
-__all__ = ["GramLoss", "StyleLoss"]
+__all__ = [
+    "AdaIN2d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "GramLoss",
+    "GroupNormAct2d",
+    "InstanceNormAct1d",
+    "InstanceNormAct2d",
+    "InstanceNormAct3d",
+    "StyleLoss",
+]

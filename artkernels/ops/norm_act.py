@@ -348,8 +348,8 @@ def _(
 
 
 def _setup_norm_act_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, averages, ctx.statistics_given, ctx.groups, ctx.across_batch = inputs[:11]
-    ctx.rest, ctx.mask = inputs[11:16], inputs[16]
+    *tensors, averages = inputs[:8]
+    ctx.arguments, ctx.mask = inputs[8:16], inputs[16]
     ctx.set_materialize_grads(False)
     ctx.averages_given = averages is not None
     ctx.save_for_backward(*tensors)
@@ -363,7 +363,7 @@ def _norm_act_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...
         tensors = [
             t.view_as(t) if needed else t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         ]
-        outputs = reference.norm_act_backward(*tensors, ctx.statistics_given, ctx.groups, ctx.across_batch, *ctx.rest)
+        outputs = reference.norm_act_backward(*tensors, *ctx.arguments)
     wanted = [(o, g) for o, g, made in zip(outputs, grads, ctx.mask, strict=True) if made and g is not None]
     inputs = [t for t, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
     found = iter(

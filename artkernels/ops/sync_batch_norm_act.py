@@ -129,7 +129,9 @@ class _SyncBatchNormAct(torch.autograd.Function):
         if of_input:
             averages = sums.clone()
             torch.distributed.all_reduce(averages, group=ctx.group)
-            averages = averages / count if weight is None else averages * (weight / count)
+            averages /= count
+            if weight is not None:
+                averages *= weight
         maps_mask = [of_input, False, of_residual and residual is not None]
         grad_input, _, grad_residual = gradients(averages, maps_mask)
         return (
