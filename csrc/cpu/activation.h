@@ -31,9 +31,13 @@ ARTKERNELS_INLINE vfloat exponential(vfloat x) {
   return p * (vfloat)((half + 127) << 23) * (vfloat)((exponent - half + 127) << 23);
 }
 
-ARTKERNELS_INLINE vfloat sigmoid(vfloat x) {
-  const vfloat e = exponential(-magnitude(x)), s = 1.f / (1.f + e);
-  return x < 0.f ? e * s : s;
+// 1 / (1 + e^-x) and what it lacks to 1, neither by a subtraction that cancels.
+struct Logistic {
+  vfloat value, complement;
+};
+ARTKERNELS_INLINE Logistic logistic(vfloat x) {
+  const vfloat e = exponential(-magnitude(x)), large = 1.f / (1.f + e), small = e * large;
+  return {x < 0.f ? small : large, x < 0.f ? large : small};
 }
 
 // Odd polynomial below 0.55, good to 1e-9; above it nothing cancels in 1 - 2 / (e^2x + 1).
@@ -71,8 +75,8 @@ ARTKERNELS_INLINE vfloat activate(vfloat z, float negative_slope) {
   if constexpr (activation == Activation::Relu) return z < 0.f ? vfloat{} : z;  // NaN stays
   if constexpr (activation == Activation::LeakyRelu) return z > 0.f ? z : z * negative_slope;
   if constexpr (activation == Activation::Tanh) return hyperbolic_tangent(z);
-  if constexpr (activation == Activation::Sigmoid) return sigmoid(z);
-  if constexpr (activation == Activation::Silu) return z * sigmoid(z);
+  if constexpr (activation == Activation::Sigmoid) return logistic(z).value;
+  if constexpr (activation == Activation::Silu) return z * logistic(z).value;
   if constexpr (activation == Activation::Gelu) return z * normal(z).integral;
   return z;
 }
@@ -87,12 +91,12 @@ ARTKERNELS_INLINE vfloat activation_backward(vfloat grad_output, vfloat z, float
     return grad_output * (1.f - y * y);
   }
   if constexpr (activation == Activation::Sigmoid) {
-    const vfloat y = sigmoid(z);
-    return grad_output * (y * (1.f - y));
+    const Logistic y = logistic(z);
+    return grad_output * (y.value * y.complement);
   }
   if constexpr (activation == Activation::Silu) {
-    const vfloat y = sigmoid(z);
-    return grad_output * (y + y * z * (1.f - y));
+    const Logistic y = logistic(z);
+    return grad_output * (y.value + y.value * z * y.complement);
   }
   if constexpr (activation == Activation::Gelu) {
     const Normal n = normal(z);

@@ -85,33 +85,41 @@ auto map_of(Activation activation) {
 
 // ---- planes ---------------------------------------------------------------------------------------------------------
 
+// Calls add(accumulator, vector, index) for all elements, on four accumulators in turn; elements beyond the end are
+// `beyond`.
 template <typename scalar_t, typename F>
-ARTKERNELS_INLINE float sum_of(const scalar_t* x, int64_t count, F&& term) {
-  vfloat sums[4] = {};
+ARTKERNELS_INLINE void for_each_vector(const scalar_t* x, int64_t count, float beyond, F&& add) {
   int64_t i = 0;
   for (; i + 4 * VL <= count; i += 4 * VL) ARTKERNELS_UNROLL
-  for (int u = 0; u < 4; ++u) sums[u] += term(load(x + i + u * VL), i + u * VL);
-  for (; i + VL <= count; i += VL) sums[0] += term(load(x + i), i);
-  float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (int u = 0; u < 4; ++u) add(u, load(x + i + u * VL), i + u * VL);
+  for (; i + VL <= count; i += VL) add(0, load(x + i), i);
   if (i < count) {
-    const vfloat last = term(load_partial(x + i, count - i), i);
-    for (int j = 0; j < count - i; ++j) total += last[j];
+    vfloat last = load_partial(x + i, count - i);
+    for (int j = count - i; j < VL; ++j) last[j] = beyond;
+    add(0, last, i);
   }
-  return total;
 }
 
-// The mean of a block first, then the squares of the distances from it. Memory would be idle while a block is read the
-// second time, from L1: so the next one is fetched meanwhile. `ahead` is what lies a block ahead, there or not.
+ARTKERNELS_INLINE float sum_of_four(const vfloat (&v)[4]) { return sum((v[0] + v[1]) + (v[2] + v[3])); }
+
+// The mean of a block first, then the distances from it and their squares (the distances make up for the rounding of
+// the mean). Memory would be idle while a block is read the second time, from L1: so the next one is fetched meanwhile.
+// `ahead` is what lies a block ahead, there or not.
 template <typename scalar_t>
 void add_moments(const scalar_t* x, int64_t count, const scalar_t* ahead, Moments& moments) {
   for (int64_t i = 0; i < count; i += BLOCK) {
     const int64_t n = count - i < BLOCK ? count - i : BLOCK;
-    const float mean = sum_of(x + i, n, [](vfloat v, int64_t) { return v; }) / n;
-    const float m2 = sum_of(x + i, n, [mean, next = ahead + i](vfloat v, int64_t at) {
-      __builtin_prefetch(next + at);
-      return (v - mean) * (v - mean);
+    vfloat sums[4] = {}, distances[4] = {}, squares[4] = {};
+    for_each_vector(x + i, n, 0.f, [&](int u, vfloat v, int64_t) ARTKERNELS_LAMBDA { sums[u] += v; });
+    const float mean = sum_of_four(sums) / n;
+    for_each_vector(x + i, n, mean, [&](int u, vfloat v, int64_t at) ARTKERNELS_LAMBDA {
+      __builtin_prefetch(ahead + i + at);
+      const vfloat distance = v - mean;
+      distances[u] += distance;
+      squares[u] += distance * distance;
     });
-    moments.merge(n, mean, m2);
+    const double rest = sum_of_four(distances);
+    moments.merge(n, mean + rest / n, sum_of_four(squares) - rest * rest / n);
   }
 }
 
@@ -179,26 +187,28 @@ struct ColumnSums {
   const float* shift;      // [padded width], the same for all columns of a statistic, not far from their mean
 };
 
-// One block of rows, `vectors` vectors of columns: its own mean first, then the squares of the distances from that.
+// One block of rows, `vectors` vectors of columns: its own mean first, then the distances from it, as in add_moments.
 template <int vectors, typename scalar_t>
 void add_column_moments(const scalar_t* x, int64_t stride, int64_t rows, int64_t count, const ColumnSums& out) {
   auto load_row = [&](int64_t row, int v) ARTKERNELS_LAMBDA {
     const scalar_t* const p = x + row * stride + v * VL;
     return vectors > 1 ? load(p) : load_up_to(p, count);
   };
-  vfloat mean[vectors] = {}, m2[vectors] = {};
+  vfloat mean[vectors] = {}, rest[vectors] = {}, squares[vectors] = {};
   for (int64_t row = 0; row < rows; ++row) ARTKERNELS_UNROLL
   for (int v = 0; v < vectors; ++v) mean[v] += load_row(row, v);
   for (int v = 0; v < vectors; ++v) mean[v] /= float(rows);
   for (int64_t row = 0; row < rows; ++row) ARTKERNELS_UNROLL
   for (int v = 0; v < vectors; ++v) {
-    const vfloat delta = load_row(row, v) - mean[v];
-    m2[v] += delta * delta;
+    const vfloat distance = load_row(row, v) - mean[v];
+    rest[v] += distance;
+    squares[v] += distance * distance;
   }
   for (int v = 0; v < vectors; ++v) {
     const vfloat delta = mean[v] - load(out.shift + v * VL);
     accumulate(out.sums + v * VL, delta * float(rows));
-    accumulate(out.squares + v * VL, m2[v] + delta * delta * float(rows));
+    accumulate(out.sums + v * VL, rest[v]);
+    accumulate(out.squares + v * VL, squares[v] + delta * (delta * float(rows) + 2.f * rest[v]));
   }
 }
 

@@ -34,12 +34,16 @@ struct Team {
 };
 
 // Calls work(item, team) for `items` items of equal work, inside a parallel region: every thread takes the same number
-// of whole items, neighbours in memory; what is left over is shared by all threads, one item after the other.
+// of whole items, neighbours in memory; what is left over is shared by all threads, one item after the other, once all
+// are done with their own.
 template <typename F>
 void deal(int64_t items, F&& work) {
   const int T = omp_get_num_threads(), t = omp_get_thread_num();
   const int64_t whole = items / T;
   for (int64_t item = t * whole; item < (t + 1) * whole; ++item) work(item, Team{t, 1, 0});
+  if (T > 1 && items > T * whole) {
+#pragma omp barrier
+  }
   for (int64_t item = T * whole; item < items; ++item) work(item, Team{0, T, t});
 }
 

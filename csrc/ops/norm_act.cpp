@@ -221,15 +221,15 @@ Tensors3 norm_act(const Tensor& input, const OptionalTensor& weight, const Optio
          v = check_statistics(op, "var", var, x, groups, across_batch);
   const NormActOptions options{groups,         across_batch,  eps, alpha, correction, activation_of(op, activation),
                                negative_slope, residual_after};
-  const Tensor none = at::empty({0}, x.options().dtype(parameter_dtype(x)));
+  auto none = [&] { return at::empty({0}, x.options().dtype(parameter_dtype(x))); };
   const bool given = mean.has_value();
   if (x.scalar_type() == at::kDouble) {
     if (!given) std::tie(m, v) = feature_statistics_double(x, options);
     const Tensor output = to_layout(norm_act_double(x, w, b, r, m, v, options), is_channels_last(x));
-    return given ? Tensors3{output, none, none} : Tensors3{output, m, v};
+    return given ? Tensors3{output, none(), none()} : Tensors3{output, m, v};
   }
   if (!given) {
-    m = at::empty(statistics_shape(x, groups, across_batch), none.options());
+    m = at::empty(statistics_shape(x, groups, across_batch), x.options().dtype(at::kFloat));
     v = at::empty_like(m);
   }
   const Tensor output = empty_like_dense(x);
@@ -244,7 +244,7 @@ Tensors3 norm_act(const Tensor& input, const OptionalTensor& weight, const Optio
     p.statistics_given = given;
     run(p, x, w, b, r, output, m, v);
   }
-  return given ? Tensors3{output, none, none} : Tensors3{output, m, v};
+  return given ? Tensors3{output, none(), none()} : Tensors3{output, m, v};
 }
 
 Tensors3 norm_act_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
@@ -265,20 +265,21 @@ Tensors3 norm_act_backward(const Tensor& grad_output, const Tensor& input, const
   const Tensor a = check_array(op, "averages", averages, x, shape, shape);
   const NormActOptions options{groups,         across_batch, eps, alpha, correction, activation_of(op, activation),
                                negative_slope, false};
-  const Tensor none = at::empty({0}, x.options().dtype(parameter_dtype(x))), no_map = at::empty({0}, x.options());
+  const auto sums_options = x.options().dtype(parameter_dtype(x));
+  auto no_map = [&] { return at::empty({0}, x.options()); };
   const auto [wants_input, wants_sums, wants_residual] = output_mask;
   if (x.scalar_type() == at::kDouble) {
     const auto [grad_input, sums, grad_residual] =
         norm_act_backward_double(dy, x, w, b, r, m, v, a, statistics_given, options);
     auto in_layout = [&](const Tensor& t) { return to_layout(t, is_channels_last(x)); };
-    return {wants_input ? in_layout(grad_input) : no_map, wants_sums ? sums : none,
-            wants_residual ? in_layout(grad_residual).clone() : no_map};
+    return {wants_input ? in_layout(grad_input) : no_map(), wants_sums ? sums : at::empty({0}, sums_options),
+            wants_residual ? in_layout(grad_residual).clone() : no_map()};
   }
-  const Tensor grad_input = wants_input ? empty_like_dense(x) : no_map,
-               grad_residual = wants_residual ? empty_like_dense(x) : no_map;
+  const Tensor grad_input = wants_input ? empty_like_dense(x) : no_map(),
+               grad_residual = wants_residual ? empty_like_dense(x) : no_map();
   std::vector<int64_t> sums_shape = {2, x.size(0), x.size(1)};
   if (across_batch) sums_shape.erase(sums_shape.begin() + 1);
-  const Tensor sums = wants_sums ? at::empty(sums_shape, none.options()) : none;
+  const Tensor sums = at::empty(wants_sums ? at::IntArrayRef(sums_shape) : at::IntArrayRef({0}), sums_options);
   if (x.numel() == 0) {
     sums.zero_();
   } else if (wants_input || wants_sums || wants_residual) {
