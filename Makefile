@@ -8,6 +8,8 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 PY_SOURCES := artkernels benchmarks examples tests setup.py
 CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/*))
 EMULATED := build/emulated
+# What runs a second time, through the CUDA kernels.
+OP_TESTS := tests/test_gram.py tests/test_norm_act.py tests/test_norm_act_modules.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda bench lint format clean
@@ -51,15 +53,17 @@ test: $(VENV)/.installed  ## the CPU tests and the emulated CUDA tests that fit 
 
 .PHONY: test-emulated
 test-emulated: emulated
-	PYTHONPATH=$(EMULATED) $(BIN)/pytest tests/test_gram.py -m "not slow and not cpu_only" --emulator-seeds 0
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not slow and not cpu_only" --emulator-seeds 0
 
 test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
-	PYTHONPATH=$(EMULATED) $(BIN)/pytest tests/test_gram.py -m "not cpu_only" --emulator-seeds 0,1,7
-	$(BIN)/pytest tests/test_cuda_gram.py tests/test_cuda_ptxas.py tests/cuda_emulator/tests
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not cpu_only" --emulator-seeds 0,1,7
+	$(BIN)/pytest tests/test_cuda_*.py tests/cuda_emulator/tests
 
 bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what the CUDA kernels move, modelled
 	$(BIN)/python benchmarks/bench_gram.py
+	$(BIN)/python benchmarks/bench_norm_act.py
 	$(BIN)/python benchmarks/modelled_gram.py
+	$(BIN)/python benchmarks/modelled_norm_act.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check $(PY_SOURCES)

@@ -128,8 +128,9 @@ def host_jobs(mode, home):
 
 def kernel_jobs():
     sources = sorted(path for path in (CSRC / "cpu").glob("*.cpp") if path.name not in SHARED)
-    variants = [(f"-{isa}", [CXX, *CXX_FLAGS, f"-DARTKERNELS_ISA={isa}", *x]) for isa, x in INSTRUCTION_SETS.items()]
-    return [(source, *variant) for source in sources for variant in variants]
+    command = [CXX, *CXX_FLAGS, "-fno-exceptions", "-Wno-psabi"]  # exceptions need a weak symbol; see csrc/cpu/isa.h
+    isas = [(f"-{isa}", [*command, f"-DARTKERNELS_ISA={isa}", *x]) for isa, x in INSTRUCTION_SETS.items()]
+    return [(source, *isa) for source in sources for isa in isas]
 
 
 def cuda_jobs(nvcc, flags):
@@ -156,10 +157,8 @@ class BuildKernels(build_ext):
 
             jobs += cuda_jobs(nvcc, ["-cudart=none", "-gencode=arch=compute_80,code=compute_80"])
             link += [*cudaemu.link_flags(), "-Wl,-z,undefs"]
-        say(
-            f"CPU kernels for {', '.join(INSTRUCTION_SETS)}"
-            + (f"; CUDA for {architectures}" if mode == "native" else "")
-        )
+        cuda = f"; CUDA for {architectures}" if mode == "native" else ""
+        say(f"CPU kernels for {', '.join(INSTRUCTION_SETS)}{cuda}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(self.compile, jobs))
         output = Path(self.get_ext_fullpath(ext.name))

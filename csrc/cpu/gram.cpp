@@ -2,9 +2,8 @@
 // (cpu/isa.h).
 #include "cpu/gram.h"
 
-#include <omp.h>
-
 #include "cpu/scratch.h"
+#include "cpu/team.h"
 #include "cpu/tile.h"
 
 namespace artkernels::cpu {
@@ -12,38 +11,6 @@ namespace ARTKERNELS_ISA {
 namespace {
 
 constexpr int64_t BLOCK = PANEL * PANEL;  // floats of one block of a Gram matrix
-
-struct Range {
-  int64_t begin, end;
-};
-
-// The part-th of `parts` equal shares of [0, n), on multiples of `step`.
-Range share(int64_t n, int part, int parts, int64_t step = 1) {
-  const int64_t steps = (n + step - 1) / step;
-  const int64_t end = steps * (part + 1) / parts * step;
-  return {steps * part / parts * step, end < n ? end : n};
-}
-
-int greatest_common_divisor(int64_t a, int b) {
-  while (a % b != 0) {
-    const int rest = int(a % b);
-    a = b;
-    b = rest;
-  }
-  return b;
-}
-
-// Images are dealt to teams of threads, so that every thread has the same work: with 2 threads an image is split
-// between both when N is odd, else each takes whole images and shares nothing.
-struct Team {
-  int teams, size, index, member;
-};
-
-Team team_of_this_thread(int64_t N) {
-  const int T = omp_get_num_threads(), t = omp_get_thread_num();
-  const int teams = greatest_common_divisor(N, T), size = T / teams;
-  return {teams, size, t / size, t % size};
-}
 
 // ---- forward
 // -----------------------------------------------------------------------------------------------------------
@@ -249,24 +216,17 @@ void forward(const GramParams& p, int threads) {
       static_cast<double*>(thread_scratch(losses_size * sizeof(double) + 64 + threads * thread_size * sizeof(float)));
   float* const scratch = reinterpret_cast<float*>(losses + (losses_size + 7) / 8 * 8);
 #pragma omp parallel num_threads(threads)
-  {
-    const Team team = team_of_this_thread(f.N);
-    float* const triangles = scratch + team.index * team.size * thread_size;  // of the team, thread_size apart
+  deal(f.N, [&](int64_t n, Team team) {
+    float* const triangles = scratch + team.first * thread_size;  // of the team, thread_size apart
     float* const mine = triangles + team.member * thread_size;
-    for (int64_t n = team.index; n < f.N; n += team.teams) {
-      sum_products<scalar_t>(p, n, share(f.P, team.member, team.size, VL), mine + triangle_size, mine);
-      if (team.size > 1) {
-#pragma omp barrier
-      }
-      for (int64_t I = team.member; I < panels; I += team.size) {
-        const double squares = finish_row(p, n, I, triangles, team.size, thread_size);
-        if (p.loss) losses[n * panels + I] = squares;
-      }
-      if (team.size > 1) {
-#pragma omp barrier
-      }
+    sum_products<scalar_t>(p, n, team.share(f.P, VL), mine + triangle_size, mine);
+    team.barrier();
+    for (int64_t I = team.member; I < panels; I += team.size) {
+      const double squares = finish_row(p, n, I, triangles, team.size, thread_size);
+      if (p.loss) losses[n * panels + I] = squares;
     }
-  }
+    team.barrier();
+  });
   if (p.loss) {
     double total = 0;
     for (int64_t i = 0; i < losses_size; ++i) total += losses[i];
@@ -362,31 +322,24 @@ void backward(const GramBackwardParams& p, int threads) {
   const int64_t panels = panels_of(f.C), S_size = panels * f.C * PANEL;
   const int64_t thread_size =
       f.channels_last ? (sizeof(scalar_t) == sizeof(float) ? 0 : PIXEL_ROWS * f.C) : pixels_per_run(f.C) * f.C;
-  const int64_t teams = f.N < threads ? f.N : threads;  // at most
+  const int64_t teams = f.N < threads ? 1 : threads;
   float* const scratch = static_cast<float*>(thread_scratch((teams * S_size + threads * thread_size) * sizeof(float)));
   const float factor = p.scale * (p.factor ? *p.factor : 1.f);
 #pragma omp parallel num_threads(threads)
-  {
-    const Team team = team_of_this_thread(f.N);
-    const Range pixels = share(f.P, team.member, team.size, f.channels_last ? TILE_ROWS : PANEL);
-    float* const S = scratch + team.index * S_size;
-    float* const mine = scratch + teams * S_size + omp_get_thread_num() * thread_size;
-    for (int64_t n = team.index; n < f.N; n += team.teams) {
-      const int64_t image = n * f.C * f.P;
-      const scalar_t* const x = static_cast<const scalar_t*>(p.input) + image;
-      scalar_t* const dx = static_cast<scalar_t*>(p.grad_input) + image;
-      for (int64_t panel = team.member; panel < panels; panel += team.size)
-        pack_symmetric(p.grad_output + n * f.C * f.C, f.C, panel, factor, S + panel * f.C * PANEL);
-      if (team.size > 1) {
-#pragma omp barrier
-      }
-      if (f.channels_last) multiply_pixels(f, x, S, dx, pixels.begin, pixels.end, mine);
-      else multiply_planes(f, x, S, dx, pixels.begin, pixels.end, mine);
-      if (team.size > 1) {
-#pragma omp barrier
-      }
-    }
-  }
+  deal(f.N, [&](int64_t n, Team team) {
+    const Range pixels = team.share(f.P, f.channels_last ? TILE_ROWS : PANEL);
+    float* const S = scratch + team.first * S_size;
+    float* const mine = scratch + teams * S_size + (team.first + team.member) * thread_size;
+    const int64_t image = n * f.C * f.P;
+    const scalar_t* const x = static_cast<const scalar_t*>(p.input) + image;
+    scalar_t* const dx = static_cast<scalar_t*>(p.grad_input) + image;
+    for (int64_t panel = team.member; panel < panels; panel += team.size)
+      pack_symmetric(p.grad_output + n * f.C * f.C, f.C, panel, factor, S + panel * f.C * PANEL);
+    team.barrier();
+    if (f.channels_last) multiply_pixels(f, x, S, dx, pixels.begin, pixels.end, mine);
+    else multiply_planes(f, x, S, dx, pixels.begin, pixels.end, mine);
+    team.barrier();
+  });
 }
 
 // No more threads than there are steps of pixels: one without pixels would still bring a triangle to be summed.

@@ -14,6 +14,7 @@
 namespace artkernels::cpu {
 namespace {
 
+typedef double vdouble __attribute__((vector_size(VL * 8)));
 typedef double vdouble_any __attribute__((vector_size(VL * 8), aligned(8), may_alias));
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -160,17 +161,15 @@ struct ColumnBlock {
 // Rows that are summed at a time, so that their running sums are short and a second pass over them is cheap.
 int64_t rows_per_block(int64_t width, int64_t element_size) {
   const int64_t rows = BLOCK_BYTES / (width * element_size);
-  return rows < 16 ? 16 : rows > 256 ? 256 : rows;
+  return rows < 16 ? 16 : rows > 32 ? 32 : rows;
 }
 
 bool walked_as_columns(const NormAct& p) {
   return p.features.channels_last || (p.across_batch && p.features.P <= SMALL_PLANE);
 }
 
-// Adds the lanes of v to VL doubles.
-ARTKERNELS_INLINE void accumulate(double* sums, vfloat v) {
-  *(vdouble_any*)sums += __builtin_convertvector(v, vdouble_any);
-}
+ARTKERNELS_INLINE vdouble widen(vfloat v) { return __builtin_convertvector(v, vdouble); }
+ARTKERNELS_INLINE void accumulate(double* sums, const vdouble& v) { *(vdouble_any*)sums += v; }
 
 template <int n>
 struct Int {

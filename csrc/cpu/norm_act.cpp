@@ -205,10 +205,9 @@ void add_column_moments(const scalar_t* x, int64_t stride, int64_t rows, int64_t
     squares[v] += distance * distance;
   }
   for (int v = 0; v < vectors; ++v) {
-    const vfloat delta = mean[v] - load(out.shift + v * VL);
-    accumulate(out.sums + v * VL, delta * float(rows));
-    accumulate(out.sums + v * VL, rest[v]);
-    accumulate(out.squares + v * VL, squares[v] + delta * (delta * float(rows) + 2.f * rest[v]));
+    const vdouble delta = widen(mean[v] - load(out.shift + v * VL)), sum = delta * double(rows) + widen(rest[v]);
+    accumulate(out.sums + v * VL, sum);
+    accumulate(out.squares + v * VL, widen(squares[v]) + delta * (sum + widen(rest[v])));
   }
 }
 

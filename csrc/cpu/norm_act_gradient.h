@@ -126,8 +126,8 @@ struct Kernel {
       dz_centred[v] += e.dz * e.centred;
     }
     for (int v = 0; v < vectors; ++v) {
-      accumulate(dz_sums + i + v * VL, dz[v]);
-      accumulate(dz_centred_sums + i + v * VL, dz_centred[v]);
+      accumulate(dz_sums + i + v * VL, widen(dz[v]));
+      accumulate(dz_centred_sums + i + v * VL, widen(dz_centred[v]));
     }
   }
 

@@ -3,7 +3,9 @@
 //
 // Everything runs on the given stream of the current device, without synchronisation and without reading device
 // memory on the host: the calls can be captured in a CUDA graph. Workspaces start on a 16-byte boundary, their
-// contents are undefined on entry. Arrays may start at any element. N, C and P are at least 1. Throws std::runtime_error when a launch fails or the sizes are beyond what the kernels can index.
+// contents are undefined on entry; their sizes depend on no pointer of the parameters. Arrays may start at any element.
+// N, C and P are at least 1. Throws std::runtime_error when a launch fails, the sizes are beyond what the kernels can
+// index, or across_batch is not together with groups == C.
 #pragma once
 
 #include <cstdint>
