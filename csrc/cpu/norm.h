@@ -114,7 +114,10 @@ int64_t next_group(const NormAct& p, bool statistics_given, int64_t bytes_per_pi
 
 // A thread keeps the part of a matrix that it sums in its L2 cache, to read it a second time from there: blocks of
 // columns where a slab's rows allow that, else whole rows.
-constexpr int64_t SLAB_BYTES = 512 << 10, BLOCK_BYTES = 64 << 10;
+constexpr int64_t SLAB_BYTES = 512 << 10;
+// Rows that are summed at a time, before doubles take over: a running float32 sum of more would be less exact than
+// torch's own, which goes along planes.
+constexpr int64_t ROWS_PER_BLOCK = 16;
 constexpr int ROWS_TOGETHER = 4;
 constexpr int COLUMN_VECTORS = 4;     // summed at a time
 constexpr int64_t NARROW = 64;        // columns: narrower blocks would waste what a row prefetches
@@ -157,12 +160,6 @@ struct ColumnBlock {
   int64_t channel(const Columns& c, int64_t column) const { return (first + column) / c.channel; }
   int64_t offset(const Columns& c, int64_t row) const { return (slab * c.rows + row) * c.columns + first; }
 };
-
-// Rows that are summed at a time, so that their running sums are short and a second pass over them is cheap.
-int64_t rows_per_block(int64_t width, int64_t element_size) {
-  const int64_t rows = BLOCK_BYTES / (width * element_size);
-  return rows < 16 ? 16 : rows > 32 ? 32 : rows;
-}
 
 bool walked_as_columns(const NormAct& p) {
   return p.features.channels_last || (p.across_batch && p.features.P <= SMALL_PLANE);

@@ -215,9 +215,8 @@ template <typename scalar_t>
 void column_sums(const scalar_t* x, int64_t stride, int64_t rows, int64_t width, const ColumnSums& out) {
   __builtin_memset(out.sums, 0, padded(width) * sizeof(double));
   __builtin_memset(out.squares, 0, padded(width) * sizeof(double));
-  const int64_t step = rows_per_block(width, sizeof(scalar_t));
-  for (int64_t row = 0; row < rows; row += step) {
-    const int64_t count = rows - row < step ? rows - row : step;
+  for (int64_t row = 0; row < rows; row += ROWS_PER_BLOCK) {
+    const int64_t count = rows - row < ROWS_PER_BLOCK ? rows - row : ROWS_PER_BLOCK;
     auto at = [&](int64_t k) { return ColumnSums{out.sums + k, out.squares + k, out.shift + k}; };
     int64_t k = 0;
     for (; k + COLUMN_VECTORS * VL <= width; k += COLUMN_VECTORS * VL)
@@ -317,9 +316,8 @@ void columns(const NormActParams& p, int threads) {
     if (p.output) {
       fill_coefficients(p, c, block, mine, scratch);
       team.barrier();
-      const int64_t step = rows_per_block(block.width, sizeof(scalar_t));
-      for_each_run_reversed(rows, step, [&](int64_t index, int64_t row, int64_t count) {
-        const int64_t at = block.offset(c, index * step + row);
+      for_each_run_reversed(rows, ROWS_PER_BLOCK, [&](int64_t index, int64_t row, int64_t count) {
+        const int64_t at = block.offset(c, index * ROWS_PER_BLOCK + row);
         map(x + at, r ? r + at : nullptr, p.residual_mode, y + at, Rows{count, c.columns, block.width},
             scratch.coefficients(), p.negative_slope, 0);
       });

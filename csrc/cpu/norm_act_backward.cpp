@@ -224,9 +224,8 @@ class ColumnBlockBackward {
   void sum(bool writing) const {
     double *const dz = scratch_.dz(team_.member), *const dz_centred = scratch_.dz_centred(team_.member);
     __builtin_memset(dz, 0, 2 * scratch_.width * sizeof(double));
-    const int64_t step = rows_per_block(block_.width, 2 * sizeof(scalar_t));
-    for (int64_t row = rows_.begin; row < rows_.end; row += step) {
-      const Range some = {row, rows_.end - row < step ? rows_.end : row + step};
+    for (int64_t row = rows_.begin; row < rows_.end; row += ROWS_PER_BLOCK) {
+      const Range some = {row, rows_.end - row < ROWS_PER_BLOCK ? rows_.end : row + ROWS_PER_BLOCK};
       auto sum_down = [&](auto function, int64_t k) {
         function(arrays_.from(row * c_.columns), some.end - row, c_.columns, k, block_.width - k,
                  scratch_.coefficients(), p_.negative_slope, dz, dz_centred);
@@ -239,9 +238,8 @@ class ColumnBlockBackward {
   }
 
   void write(Range rows) const {
-    const int64_t step = rows_per_block(block_.width, 2 * sizeof(scalar_t));
-    for_each_run_reversed(rows, step, [&](int64_t index, int64_t row, int64_t count) {
-      kernels_.write(arrays_.from((index * step + row) * c_.columns), count, c_.columns, block_.width,
+    for_each_run_reversed(rows, ROWS_PER_BLOCK, [&](int64_t index, int64_t row, int64_t count) {
+      kernels_.write(arrays_.from((index * ROWS_PER_BLOCK + row) * c_.columns), count, c_.columns, block_.width,
                      scratch_.coefficients(), p_.negative_slope, 0);
     });
   }
