@@ -46,14 +46,13 @@ __device__ __forceinline__ void activate_backward(float (&gradient)[n], const fl
       break;
     case Activation::Sigmoid:
       for_each<n>([&](int e) {
-        const float s = sigmoid(z[e]);
-        gradient[e] *= s * (1.f - s);
+        gradient[e] *= sigmoid(z[e]) * sigmoid(-z[e]);  // 1 - sigmoid(z) would cancel
       });
       break;
     case Activation::Silu:
       for_each<n>([&](int e) {
         const float s = sigmoid(z[e]);
-        gradient[e] *= s * (1.f + z[e] * (1.f - s));
+        gradient[e] *= s + s * z[e] * sigmoid(-z[e]);
       });
       break;
     case Activation::Gelu:

@@ -57,7 +57,7 @@ struct Coefficients {
   float mean, scale, shift, offset, tilt;
 };
 
-__device__ __forceinline__ float rstd_of(const NormAct& op, float var) { return rsqrtf(var + op.eps); }
+__device__ __forceinline__ float rstd_of(const NormAct& op, float var) { return 1.f / sqrtf(var + op.eps); }
 
 __device__ __forceinline__ float weight_of(const NormAct& op, int64_t image, int64_t c) {
   return op.weight ? op.weight[image * op.affine_stride + c] : 1.f;
