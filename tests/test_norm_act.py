@@ -397,6 +397,7 @@ def test_more_than_2_to_the_31_elements() -> None:
 # ---- derivatives -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only  # float64 runs no kernel
 @each_residual
 @each_activation
 def test_gradients_and_gradients_of_gradients(activation: str, residual_after: bool | None) -> None:
@@ -418,6 +419,7 @@ def test_gradients_and_gradients_of_gradients(activation: str, residual_after: b
         assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.cpu_only  # float64 runs no kernel
 @pytest.mark.parametrize("kind", ["batch", "instance", "group", "adaptive"])
 def test_given_statistics_have_gradients(kind: str) -> None:
     shape = (2, 4, 2, 3)
@@ -434,6 +436,7 @@ def test_given_statistics_have_gradients(kind: str) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.cpu_only  # float64 runs no kernel
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"across_batch": True}, {"unbiased": True}], ids=str)
 def test_gradients_of_the_statistics(options: dict) -> None:
     x = torch.randn((2, 4, 3, 2), dtype=torch.float64).requires_grad_()
