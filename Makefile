@@ -9,7 +9,7 @@ PY_SOURCES := artkernels benchmarks examples tests setup.py
 CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/*))
 EMULATED := build/emulated
 # What runs a second time, through the CUDA kernels.
-OP_TESTS := tests/test_gram.py tests/test_norm_act.py tests/test_norm_act_modules.py
+OP_TESTS := tests/test_feature_statistics.py tests/test_gram.py tests/test_norm_act.py tests/test_norm_act_modules.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda bench lint format clean

@@ -1,4 +1,4 @@
-"""Properties of F.batch_norm_act, instance_norm_act, group_norm_act, adaptive_instance_norm and feature_statistics.
+"""Properties of F.batch_norm_act, F.instance_norm_act, F.group_norm_act and F.adaptive_instance_norm.
 
 Run on the CPU kernels and, emulated, on the CUDA kernels.
 """
@@ -212,29 +212,6 @@ def test_a_style_for_each_image_as_weight_and_bias() -> None:
 
 
 @each_layout
-@each_dtype
-@pytest.mark.parametrize("unbiased", [True, False])
-@pytest.mark.parametrize("options", [{}, {"groups": 3}, {"groups": 1}, {"across_batch": True}], ids=str)
-def test_feature_statistics(options: dict, unbiased: bool, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    x = features((3, 12, 9, 5), dtype, layout)
-    for actual, exact in zip(
-        F.feature_statistics(x, unbiased=unbiased, **options),
-        reference.feature_statistics(x.double(), unbiased=unbiased, **options),
-        strict=True,
-    ):
-        assert actual.dtype == torch.float32
-        torch.testing.assert_close(actual.double(), exact, rtol=1e-6, atol=1e-6)
-
-
-def test_statistics_of_one_pixel() -> None:
-    x = features((2, 3, 1, 1))
-    mean, var = F.feature_statistics(x)
-    assert torch.equal(mean, x[:, :, 0, 0])
-    assert torch.equal(var, torch.zeros(2, 3))
-    assert F.feature_statistics(x, unbiased=True)[1].isnan().all()  # 0 / 0, as torch.var
-
-
-@each_layout
 def test_a_picture_can_be_normalised_tile_by_tile(layout: torch.memory_format) -> None:
     x = features((2, 6, 20, 30), layout=layout)
     weight, bias = parameters("instance", x.shape)
@@ -436,14 +413,6 @@ def test_given_statistics_have_gradients(kind: str) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.cpu_only  # float64 runs no kernel
-@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"across_batch": True}, {"unbiased": True}], ids=str)
-def test_gradients_of_the_statistics(options: dict) -> None:
-    x = torch.randn((2, 4, 3, 2), dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: F.feature_statistics(x, **options), x)
-    assert torch.autograd.gradgradcheck(lambda x: F.feature_statistics(x, **options), x)
-
-
 @each_layout
 @each_kind
 def test_gradient_penalty_matches_stock(kind: str, layout: torch.memory_format) -> None:
@@ -509,8 +478,6 @@ def op_arguments(dtype: torch.dtype, layout: torch.memory_format, given: bool, r
 def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     ops = torch.ops.artkernels
     x = features((2, 4, 3, 5), dtype, layout).requires_grad_()
-    for options in ((4, False), (2, False), (4, True)):
-        torch.library.opcheck(ops.feature_statistics, (x, *options, 0.0))
     for given in (False, True):
         arguments = op_arguments(dtype, layout, given)
         torch.library.opcheck(ops.norm_act, arguments)
@@ -521,6 +488,19 @@ def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
             torch.library.opcheck(
                 ops.norm_act_backward, (g, x, weight, bias, r, mean, var, None, given, *options, mask)
             )
+
+
+def test_statistics_of_16_bits_compile() -> None:
+    torch._dynamo.reset()
+    x = features((2, 4, 3, 5)).requires_grad_()
+    statistics = torch.zeros(2, 4).bfloat16().requires_grad_(), torch.ones(2, 4).bfloat16().requires_grad_()
+
+    def function(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.instance_norm_act(x, activation="tanh", statistics=(mean, var))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(x, *statistics).square().sum(), (x, *statistics)) for f in (compiled, function)]
+    torch.testing.assert_close(*grads)
 
 
 @each_kind
@@ -595,7 +575,7 @@ def test_inference_mode_and_no_grad() -> None:
 def test_forward_mode_is_refused() -> None:
     x = features((1, 4, 3, 3))
     for function in (F.instance_norm_act, lambda x: F.feature_statistics(x)[0]):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=r"forward-mode|functorch transform"):
             torch.func.jvp(function, (x,), (x,))
 
 

@@ -10,6 +10,13 @@ def is_channels_last(input: Tensor) -> bool:
     return input.dim() > 2 and not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
 
 
+def channels(op: str, input: Tensor) -> int:
+    """C of [N, C, ...]; csrc/ops/norm_act.cpp refuses other inputs in the same words."""
+    if input.dim() < 2:
+        raise RuntimeError(f"{op}: input must be [N, C, ...], got {input.dim()} dimensions")
+    return input.shape[1]
+
+
 def empty_like_dense(input: Tensor) -> Tensor:
     """What a kernel returns for such an input: its layout where that is one of the two, else contiguous."""
     if is_channels_last(input):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._common import refuse_forward_mode
+from ._common import channels, refuse_forward_mode
 
 _ops = torch.ops.artkernels
 
@@ -35,16 +35,9 @@ def feature_statistics(
     with the statistics of the whole.
     """
     refuse_forward_mode("feature_statistics", input)
-    groups = _channels("feature_statistics", input) if groups is None else groups
+    groups = channels("feature_statistics", input) if groups is None else groups
     mean, var = _ops.feature_statistics(input, groups, across_batch, 1.0 if unbiased else 0.0)
     return mean, var
-
-
-def _channels(op: str, input: Tensor) -> int:
-    """C; csrc/ops/norm_act.cpp refuses other inputs in the same words."""
-    if input.dim() < 2:
-        raise RuntimeError(f"{op}: input must be [N, C, ...], got {input.dim()} dimensions")
-    return input.shape[1]
 
 
 def empty_statistics(input: Tensor, groups: int, across_batch: bool) -> Tensor:
@@ -67,9 +60,9 @@ def _backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor, No
     """grad_mean / n + 2 grad_var (x - mean) / (n - correction): an affine map of x - mean, which norm_act computes."""
     input, mean = ctx.saved_tensors
     elements = input.numel() / max(mean.numel(), 1)
-    channels = input.shape[1] // ctx.groups
-    weight = (grad_var * (2 / (elements - ctx.correction))).repeat_interleave(channels, -1)
-    bias = (grad_mean / elements).repeat_interleave(channels, -1)
+    of_group = input.shape[1] // ctx.groups
+    weight = (grad_var * (2 / (elements - ctx.correction))).repeat_interleave(of_group, -1)
+    bias = (grad_mean / elements).repeat_interleave(of_group, -1)
     one = torch.ones_like(mean)
     options = (ctx.groups, ctx.across_batch, 0.0, 1.0, 0.0, "none", 0.0, False)
     return _ops.norm_act(input, weight, bias, None, mean, one, *options)[0], None, None, None

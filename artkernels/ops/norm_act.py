@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ._common import empty_like_dense
-from .feature_statistics import _channels, empty_statistics
-from .sync_batch_norm_act import spans_processes, sync_batch_norm_act
+from ._common import channels, empty_like_dense
+from .feature_statistics import empty_statistics
+from .sync_batch_norm_act import Arguments, spans_processes, sync_batch_norm_act
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,31 +67,20 @@ def batch_norm_act(
         ValueError: training with one value a channel, or neither training nor statistics to use.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
-    C = _channels("batch_norm_act", input)
-    options = _Options(C, True, eps, activation=activation, negative_slope=negative_slope)
+    C = channels("batch_norm_act", input)
+    arguments = (C, True, eps, 1.0, 0.0, activation, negative_slope)
     if statistics is None and not training:
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm_act: running_mean and running_var are needed when training=False, got None")
-        statistics = running_mean, running_var
+        statistics = _running("batch_norm_act", "training=False", running_mean, running_var)
     if statistics is not None:
-        return options.apply("batch_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+        return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
     if process_group is not None and spans_processes(process_group):
         input, residual = _promote(input, residual)
-        return sync_batch_norm_act(
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            residual,
-            residual_after,
-            momentum,
-            options.arguments,
-            process_group,
-        )
+        running = running_mean, running_var
+        tensors = input, *running, weight, bias, residual
+        return sync_batch_norm_act(*tensors, residual_after, momentum, arguments, process_group)
     n = _require_several("batch_norm_act", "value per channel", input.numel() // max(C, 1), input)
-    output, mean, var = options.apply("batch_norm_act", input, weight, bias, residual, residual_after)
-    update_running(running_mean, running_var, mean, var, n, momentum)
+    output, mean, var = _norm_act(input, weight, bias, residual, residual_after, None, arguments)
+    _update_running(running_mean, running_var, mean, var, n, momentum)
     return output
 
 
@@ -128,23 +117,18 @@ def instance_norm_act(
             running statistics.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
-    C = _channels("instance_norm_act", input)
-    if statistics is None and not use_input_stats:
-        if running_mean is None or running_var is None:
-            raise ValueError(
-                "instance_norm_act: running_mean and running_var are needed when use_input_stats=False, got None"
-            )
-        options = _Options(C, True, eps, activation=activation, negative_slope=negative_slope)
-        given = running_mean, running_var
-        return options.apply("instance_norm_act", input, weight, bias, residual, residual_after, given)[0]
-    options = _Options(C, False, eps, activation=activation, negative_slope=negative_slope)
+    C = channels("instance_norm_act", input)
+    of_batch = statistics is None and not use_input_stats  # running statistics are of all images
+    if of_batch:
+        statistics = _running("instance_norm_act", "use_input_stats=False", running_mean, running_var)
+    arguments = (C, of_batch, eps, 1.0, 0.0, activation, negative_slope)
     if statistics is not None:
-        return options.apply("instance_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+        return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
     pixels = input.numel() // max(input.shape[0] * C, 1)
     n = _require_several("instance_norm_act", "spatial element", pixels, input)
-    output, mean, var = options.apply("instance_norm_act", input, weight, bias, residual, residual_after)
+    output, mean, var = _norm_act(input, weight, bias, residual, residual_after, None, arguments)
     if running_mean is not None or running_var is not None:
-        update_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum)
+        _update_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum)
     return output
 
 
@@ -177,11 +161,11 @@ def group_norm_act(
         ValueError: there is one value in all.
         RuntimeError: num_groups does not divide C; shapes, dtypes or devices that do not fit.
     """
-    _channels("group_norm_act", input)
+    channels("group_norm_act", input)
     if statistics is None:
         _require_several("group_norm_act", "value per group", input.numel() // max(num_groups, 1), input)
-    options = _Options(num_groups, False, eps, activation=activation, negative_slope=negative_slope)
-    return options.apply("group_norm_act", input, weight, bias, residual, residual_after, statistics)[0]
+    arguments = (num_groups, False, eps, 1.0, 0.0, activation, negative_slope)
+    return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
 
 
 def adaptive_instance_norm(
@@ -218,17 +202,16 @@ def adaptive_instance_norm(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
-    N, C = input.shape[0], _channels("adaptive_instance_norm", input)
-    options = _Options(
-        C, False, eps, alpha, 1.0 if unbiased else 0.0, activation=activation, negative_slope=negative_slope
-    )
-    std, mean = (_per_image(name, t, N, C) for name, t in (("style_std", style_std), ("style_mean", style_mean)))
-    return options.apply("adaptive_instance_norm", input, std, mean, residual, residual_after, statistics)[0]
+    N, C = input.shape[0], channels("adaptive_instance_norm", input)
+    arguments = (C, False, eps, alpha, 1.0 if unbiased else 0.0, activation, negative_slope)
+    std, mean = _per_image("style_std", style_std, N, C), _per_image("style_mean", style_mean, N, C)
+    return _norm_act(input, std, mean, residual, residual_after, statistics, arguments)[0]
 
 
 def _per_image(name: str, style: Tensor, N: int, C: int) -> Tensor:
-    flat = style.flatten(1).squeeze(0) if style.dim() > 1 and style.shape[0] == 1 != N else style
-    flat = flat.flatten(1) if flat.dim() > 2 else flat
+    """[N, C], or [C] for all images."""
+    flat = style.flatten(1) if style.dim() > 2 else style
+    flat = flat[0] if flat.dim() == 2 and flat.shape[0] == 1 else flat
     if tuple(flat.shape) not in ((N, C), (C,)):
         raise RuntimeError(
             f"adaptive_instance_norm: {name} must be [{N}, {C}] or of one image for all, got {list(style.shape)}"
@@ -236,38 +219,22 @@ def _per_image(name: str, style: Tensor, N: int, C: int) -> Tensor:
     return flat
 
 
-class _Options:
-    """What the op takes beside tensors."""
-
-    def __init__(
-        self,
-        groups: int,
-        across_batch: bool,
-        eps: float,
-        alpha: float = 1.0,
-        correction: float = 0.0,
-        *,
-        activation: str,
-        negative_slope: float,
-    ) -> None:
-        self.arguments = (groups, across_batch, eps, alpha, correction, activation, negative_slope)
-
-    def apply(
-        self,
-        op: str,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        residual_after: bool,
-        statistics: Statistics | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        input, residual = _promote(input, residual)
-        mean, var = statistics or (None, None)
-        result: tuple[Tensor, Tensor, Tensor] = _ops.norm_act(
-            input, weight, bias, residual, mean, var, *self.arguments, residual_after
-        )
-        return result
+def _norm_act(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    residual_after: bool,
+    statistics: Statistics | None,
+    arguments: Arguments,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, mean, var); the statistics are empty when they were given."""
+    input, residual = _promote(input, residual)
+    mean, var = statistics or (None, None)
+    result: tuple[Tensor, Tensor, Tensor] = _ops.norm_act(
+        input, weight, bias, residual, mean, var, *arguments, residual_after
+    )
+    return result
 
 
 def _promote(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -277,13 +244,19 @@ def _promote(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | N
     return input.to(dtype), residual.to(dtype)
 
 
+def _running(op: str, why: str, running_mean: Tensor | None, running_var: Tensor | None) -> Statistics:
+    if running_mean is None or running_var is None:
+        raise ValueError(f"{op}: running_mean and running_var are needed when {why}, got None")
+    return running_mean, running_var
+
+
 def _require_several(op: str, what: str, count: int, input: Tensor) -> int:
     if count == 1:
         raise ValueError(f"{op}: expected more than 1 {what} when training, got input size {list(input.shape)}")
     return count
 
 
-def update_running(
+def _update_running(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
 ) -> None:
     """Moves the running statistics by `momentum` towards those of n values a channel, the variance unbiased."""
@@ -340,8 +313,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     N, C = input.shape[:2]
     sums_shape = ((2, C) if across_batch else (2, N, C)) if output_mask[1] else (0,)
+    sums_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     maps = [empty_like_dense(input) if wanted else input.new_empty((0,)) for wanted in output_mask]
-    return maps[0], input.new_empty(sums_shape, dtype=mean.dtype), maps[2]
+    return maps[0], input.new_empty(sums_shape, dtype=sums_dtype), maps[2]
 
 
 # ---- autograd: the derivative is in csrc/ops/norm_act_autograd.cpp; its own derivative is here -----------------------

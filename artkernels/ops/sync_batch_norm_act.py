@@ -44,7 +44,7 @@ def sync_batch_norm_act(
     output: Tensor = _SyncBatchNormAct.apply(
         input, weight, bias, residual, mean, var, count, residual_after, arguments, group
     )
-    # Not update_running: the count stays on its device, for no layer to wait for the GPU.
+    # Not as in norm_act.py: the count stays on its device, for no layer to wait for the GPU.
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

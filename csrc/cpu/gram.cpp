@@ -352,20 +352,12 @@ int useful_threads(const FeatureMap& f, int threads) {
 
 void gram(const GramParams& p, int threads) {
   const int useful = useful_threads(p.features, threads);
-  switch (p.features.dtype) {
-    case ScalarType::Float: return forward<float>(p, useful);
-    case ScalarType::BFloat16: return forward<BFloat16>(p, useful);
-    case ScalarType::Half: return forward<Half>(p, useful);
-  }
+  with_scalar_type(p.features.dtype, [&](auto scalar) { forward<decltype(scalar)>(p, useful); });
 }
 
 void gram_backward(const GramBackwardParams& p, int threads) {
   const int useful = useful_threads(p.features, threads);
-  switch (p.features.dtype) {
-    case ScalarType::Float: return backward<float>(p, useful);
-    case ScalarType::BFloat16: return backward<BFloat16>(p, useful);
-    case ScalarType::Half: return backward<Half>(p, useful);
-  }
+  with_scalar_type(p.features.dtype, [&](auto scalar) { backward<decltype(scalar)>(p, useful); });
 }
 
 }  // namespace ARTKERNELS_ISA

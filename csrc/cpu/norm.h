@@ -19,8 +19,8 @@ typedef double vdouble_any __attribute__((vector_size(VL * 8), aligned(8), may_a
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-constexpr int64_t FETCHED_BYTES = 512 << 10;
-constexpr int64_t BLOCK = 2048;  // elements of a contiguous run that are handled while they are in L1
+constexpr int64_t FETCHED_BYTES = 512 << 10;  // of L2, for a group and the next one each
+constexpr int64_t BLOCK = 2048;               // elements of a contiguous run that are handled while they are in L1
 
 // Count, mean and sum of squared distances from it. Never from sums of squares, which cancel when |mean| >> sigma.
 struct Moments {
@@ -118,7 +118,7 @@ constexpr int64_t SLAB_BYTES = 512 << 10;
 // Rows that are summed at a time, before doubles take over: a running float32 sum of more would be less exact than
 // torch's own, which goes along planes.
 constexpr int64_t ROWS_PER_BLOCK = 16;
-constexpr int ROWS_TOGETHER = 4;
+constexpr int ROWS_TOGETHER = 4;      // written at a time, with coefficients loaded once
 constexpr int COLUMN_VECTORS = 4;     // summed at a time
 constexpr int64_t NARROW = 64;        // columns: narrower blocks would waste what a row prefetches
 constexpr int64_t SMALL_PLANE = 256;  // pixels: smaller planes are walked as columns by a batch norm
@@ -174,6 +174,27 @@ struct Int {
 };
 
 int64_t padded(int64_t columns) { return round_up(columns, VL); }
+
+// What a team needs for a block of columns: for each member two rows of sums and `rows_of_values` rows of floats.
+template <int rows_of_values>
+struct ColumnScratch {
+  double* doubles;  // [members, 2, padded width]
+  float* floats;    // [members, rows_of_values, padded width]
+  int64_t width;    // padded
+
+  static int64_t bytes(int64_t width, int threads) {
+    return padded(width) * threads * (2 * sizeof(double) + rows_of_values * sizeof(float));
+  }
+  // `memory` is that of all threads; the team begins with thread `first`.
+  ColumnScratch(void* memory, int64_t columns, int threads, int first) : width(padded(columns)) {
+    double* const all_doubles = static_cast<double*>(memory);
+    doubles = all_doubles + first * 2 * width;
+    floats = reinterpret_cast<float*>(all_doubles + threads * 2 * width) + first * rows_of_values * width;
+  }
+
+  double* sums(int member, int which) const { return doubles + (member * 2 + which) * width; }
+  float* values(int member, int which) const { return floats + (member * rows_of_values + which) * width; }
+};
 
 }  // namespace
 }  // namespace artkernels::cpu

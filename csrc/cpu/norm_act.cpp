@@ -2,7 +2,9 @@
 //
 // Bound: memory. A statistics group is read once for its moments and, from the cache where it fits, a second time to be
 // normalised and written; both passes of the moments themselves are over a block in L1 or L2.
-// One branch in a loop costs a memory-bound kernel nothing; a copy of the loop for either side of each would.
+
+// A branch in a loop costs a memory-bound kernel nothing; a copy of the loop for either side of it makes the file twice
+// as long to compile.
 #if !defined(__clang__)
 #pragma GCC optimize("no-unswitch-loops")
 #endif
@@ -225,27 +227,13 @@ void column_sums(const scalar_t* x, int64_t stride, int64_t rows, int64_t width,
   }
 }
 
-// What a team needs for a block of columns: shift and sums of every member, then coefficients for all.
-struct ColumnScratch {
-  double* doubles;  // [members, 2, padded width]
-  float* floats;    // [members, padded width] of shift, then [3, padded width]
-  int64_t width;    // padded
-
-  static int64_t bytes(int64_t width, int threads) {
-    return padded(width) * threads * (2 * sizeof(double) + 4 * sizeof(float));
-  }
-  ColumnScratch(void* memory, int64_t width, int threads, int first)
-      : doubles(static_cast<double*>(memory) + first * 2 * padded(width)),
-        floats(reinterpret_cast<float*>(static_cast<double*>(memory) + threads * 2 * padded(width)) +
-               first * 4 * padded(width)),
-        width(padded(width)) {}
-
-  float* shift(int member) const { return floats + (3 + member) * width; }
-  ColumnSums of(int member) const {
-    double* const d = doubles + member * 2 * width;
-    return {d, d + width, shift(member)};
-  }
-  PerColumn coefficients() const { return {floats, floats + width, floats + 2 * width}; }
+// Rows of values: mean, scale and shift of the first member serve all; each member has a `shift` of its own, the
+// fourth.
+struct Scratch : ColumnScratch<4> {
+  using ColumnScratch::ColumnScratch;
+  float* shift(int member) const { return values(member, 3); }
+  ColumnSums of(int member) const { return {sums(member, 0), sums(member, 1), shift(member)}; }
+  PerColumn coefficients() const { return {values(0, 0), values(0, 1), values(0, 2)}; }
 };
 
 // The mean, over the columns of each statistic, of the slab's first row.
@@ -262,7 +250,7 @@ void fill_shift(const scalar_t* row, int64_t width, int64_t fold, float* shift) 
 
 // Mean and variance of the columns [range) from the sums of all members, a statistic at a time.
 void finish_columns(const NormActParams& p, const Columns& c, const ColumnBlock& block, Range range, int members,
-                    const ColumnScratch& scratch) {
+                    const Scratch& scratch) {
   const double n = double(c.rows * c.fold);
   for (int64_t first = range.begin; first < range.end; first += c.fold) {
     double total = 0, squares = 0;
@@ -278,17 +266,17 @@ void finish_columns(const NormActParams& p, const Columns& c, const ColumnBlock&
 }
 
 void fill_coefficients(const NormActParams& p, const Columns& c, const ColumnBlock& block, Range range,
-                       const ColumnScratch& scratch) {
-  float* const out = scratch.floats;
+                       const Scratch& scratch) {
+  float *const means = scratch.values(0, 0), *const scales = scratch.values(0, 1), *const shifts = scratch.values(0, 2);
   for (int64_t first = range.begin; first < range.end; first += c.fold) {
     const int64_t statistic = block.statistic(c, first);
     const float mean = p.mean[statistic], rstd = rstd_of(p, p.var[statistic]);
     for (int64_t channel = first; channel < first + c.fold; channel += c.channel) {
       const Coefficients value = coefficients_of(p, block.slab, block.channel(c, channel), mean, rstd);
       for (int64_t k = channel; k < channel + c.channel; ++k) {
-        out[k] = value.mean;
-        out[scratch.width + k] = value.scale;
-        out[2 * scratch.width + k] = value.shift;
+        means[k] = value.mean;
+        scales[k] = value.scale;
+        shifts[k] = value.shift;
       }
     }
   }
@@ -299,12 +287,12 @@ void columns(const NormActParams& p, int threads) {
   const Columns c(p, sizeof(scalar_t));
   const scalar_t *const x = static_cast<const scalar_t*>(p.input), *const r = static_cast<const scalar_t*>(p.residual);
   scalar_t* const y = static_cast<scalar_t*>(p.output);
-  void* const memory = thread_scratch(ColumnScratch::bytes(c.width, threads));
+  void* const memory = thread_scratch(Scratch::bytes(c.width, threads));
   const auto map = map_of<scalar_t, PerColumn>(p.activation);
 #pragma omp parallel num_threads(threads)
   deal(c.slabs * c.blocks(), [&](int64_t item, Team team) {
     const ColumnBlock block(c, item);
-    const ColumnScratch scratch(memory, c.width, threads, team.first);
+    const Scratch scratch(memory, c.width, threads, team.first);
     const Range rows = team.share(c.rows), mine = team.share(block.width, c.fold);
     if (!p.statistics_given) {
       fill_shift(x + block.offset(c, 0), block.width, c.fold, scratch.shift(team.member));
@@ -329,16 +317,11 @@ void columns(const NormActParams& p, int threads) {
 }  // namespace
 
 void norm_act(const NormActParams& p, int threads) {
-  auto run = [&](auto scalar) {
+  with_scalar_type(p.features.dtype, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     if (walked_as_columns(p)) columns<scalar_t>(p, threads);
     else planes<scalar_t>(p, threads);
-  };
-  switch (p.features.dtype) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::BFloat16: return run(BFloat16{});
-    case ScalarType::Half: return run(Half{});
-  }
+  });
 }
 
 }  // namespace ARTKERNELS_ISA

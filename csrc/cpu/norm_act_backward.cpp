@@ -3,7 +3,9 @@
 // Bound: memory. z is computed again from the input, so that the forward keeps nothing but that. A statistics group is
 // read once for the sums of dz and dz xhat and, from the cache where it fits, a second time for grad_input. Where
 // grad_input does not depend on those sums (given statistics), both are done block by block in one pass.
-// One branch in a loop costs a memory-bound kernel nothing; a copy of the loop for either side of each would.
+
+// A branch in a loop costs a memory-bound kernel nothing; a copy of the loop for either side of it makes the file twice
+// as long to compile.
 #if !defined(__clang__)
 #pragma GCC optimize("no-unswitch-loops")
 #endif
@@ -148,25 +150,7 @@ void planes(const NormActBackwardParams& p, int threads) {
 
 // ---- columns --------------------------------------------------------------------------------------------------------
 
-// What a team needs for a block of columns: the sums of every member, coefficients for all.
-struct ColumnScratch {
-  double* sums;   // [members, 2, padded width]
-  float* values;  // [5, padded width]
-  int64_t width;  // padded
-
-  static int64_t bytes(int64_t width, int threads) {
-    return padded(width) * threads * (2 * sizeof(double) + 5 * sizeof(float));
-  }
-  ColumnScratch(void* memory, int64_t width, int threads, int first)
-      : sums(static_cast<double*>(memory) + first * 2 * padded(width)),
-        values(reinterpret_cast<float*>(static_cast<double*>(memory) + threads * 2 * padded(width)) +
-               first * 5 * padded(width)),
-        width(padded(width)) {}
-
-  double* dz(int member) const { return sums + member * 2 * width; }
-  double* dz_centred(int member) const { return dz(member) + width; }
-  GradientPerColumn coefficients() const { return {values, width}; }
-};
+using Scratch = ColumnScratch<5>;  // the first member's values serve all: mean, scale, shift, slope, offset
 
 template <typename scalar_t>
 class ColumnBlockBackward {
@@ -201,6 +185,7 @@ class ColumnBlockBackward {
   }
 
  private:
+  GradientPerColumn coefficients() const { return {scratch_.values(0, 0), scratch_.width}; }
   int64_t statistic(int64_t k) const { return block_.statistic(c_, k); }
 
   // f(first column of a channel, rstd of its statistic) for this member's columns.
@@ -218,17 +203,17 @@ class ColumnBlockBackward {
     const Gradient g = gradient_of(p_, z, rstd, averages.a1, averages.a2);
     const float values[5] = {g.z.mean, g.z.scale, g.z.shift, g.slope, g.offset};
     for (int which = 0; which < 5; ++which)
-      for (int64_t i = k; i < k + c_.channel; ++i) scratch_.values[which * scratch_.width + i] = values[which];
+      for (int64_t i = k; i < k + c_.channel; ++i) scratch_.values(0, which)[i] = values[which];
   }
 
   void sum(bool writing) const {
-    double *const dz = scratch_.dz(team_.member), *const dz_centred = scratch_.dz_centred(team_.member);
+    double *const dz = scratch_.sums(team_.member, 0), *const dz_centred = scratch_.sums(team_.member, 1);
     __builtin_memset(dz, 0, 2 * scratch_.width * sizeof(double));
     for (int64_t row = rows_.begin; row < rows_.end; row += ROWS_PER_BLOCK) {
       const Range some = {row, rows_.end - row < ROWS_PER_BLOCK ? rows_.end : row + ROWS_PER_BLOCK};
       auto sum_down = [&](auto function, int64_t k) {
-        function(arrays_.from(row * c_.columns), some.end - row, c_.columns, k, block_.width - k,
-                 scratch_.coefficients(), p_.negative_slope, dz, dz_centred);
+        function(arrays_.from(row * c_.columns), some.end - row, c_.columns, k, block_.width - k, coefficients(),
+                 p_.negative_slope, dz, dz_centred);
       };
       int64_t k = 0;
       for (; k + 2 * VL <= block_.width; k += 2 * VL) sum_down(kernels_.sum_down_two, k);
@@ -240,7 +225,7 @@ class ColumnBlockBackward {
   void write(Range rows) const {
     for_each_run_reversed(rows, ROWS_PER_BLOCK, [&](int64_t index, int64_t row, int64_t count) {
       kernels_.write(arrays_.from((index * ROWS_PER_BLOCK + row) * c_.columns), count, c_.columns, block_.width,
-                     scratch_.coefficients(), p_.negative_slope, 0);
+                     coefficients(), p_.negative_slope, 0);
     });
   }
 
@@ -254,8 +239,8 @@ class ColumnBlockBackward {
         double dz = 0, dz_xhat = 0;
         for (int member = 0; member < team_.size; ++member)
           for (int64_t i = k; i < k + c_.channel; ++i) {
-            dz += scratch_.dz(member)[i];
-            dz_xhat += scratch_.dz_centred(member)[i] * rstd;
+            dz += scratch_.sums(member, 0)[i];
+            dz_xhat += scratch_.sums(member, 1)[i] * rstd;
           }
         const int64_t channel = block_.channel(c_, k);
         const float weight = weight_of(p_, block_.slab, channel);
@@ -273,14 +258,14 @@ class ColumnBlockBackward {
   const ColumnBlock block_;
   const Arrays<scalar_t> arrays_;
   const Team team_;
-  const ColumnScratch scratch_;
+  const Scratch scratch_;
   const Range rows_, columns_;
 };
 
 template <typename scalar_t>
 void columns(const NormActBackwardParams& p, int threads) {
   const Columns c(p, 2 * sizeof(scalar_t));
-  void* const memory = thread_scratch(ColumnScratch::bytes(c.width, threads));
+  void* const memory = thread_scratch(Scratch::bytes(c.width, threads));
   const auto kernels = kernel_table<scalar_t, GradientPerColumn>(p);
 #pragma omp parallel num_threads(threads)
   deal(c.slabs * c.blocks(), [&](int64_t item, Team team) {
@@ -291,16 +276,11 @@ void columns(const NormActBackwardParams& p, int threads) {
 }  // namespace
 
 void norm_act_backward(const NormActBackwardParams& p, int threads) {
-  auto run = [&](auto scalar) {
+  with_scalar_type(p.features.dtype, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     if (walked_as_columns(p)) columns<scalar_t>(p, threads);
     else planes<scalar_t>(p, threads);
-  };
-  switch (p.features.dtype) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::BFloat16: return run(BFloat16{});
-    case ScalarType::Half: return run(Half{});
-  }
+  });
 }
 
 }  // namespace ARTKERNELS_ISA

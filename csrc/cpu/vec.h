@@ -37,6 +37,16 @@ struct Half {
   uint16_t bits;
 };
 
+// f(a value of the memory format), from the run-time value to a template's argument.
+template <typename F>
+ARTKERNELS_INLINE void with_scalar_type(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    case ScalarType::Half: return f(Half{});
+  }
+}
+
 ARTKERNELS_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
 ARTKERNELS_INLINE vuint broadcast_bits(uint32_t value) { return value - vuint{}; }
 ARTKERNELS_INLINE float sum(vfloat v) {

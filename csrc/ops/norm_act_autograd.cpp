@@ -2,7 +2,6 @@
 // than the kernels need for a small feature map. The derivative of the derivative is in artkernels/ops/norm_act.py.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
