@@ -17,7 +17,7 @@ from artkernels import functional as F
 from artkernels.errors import UserError
 from artkernels.images import resize, scaled
 from artkernels.models.vgg import VGG19
-from artkernels.pooled_allocator import pooled_allocator_statistics
+from artkernels.pooled_allocator import pooled_allocator_statistics, release_pooled_memory
 
 __all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "check", "memory_needed", "stylize"]
 
@@ -164,6 +164,7 @@ def stylize(
             if on_step is not None:
                 on_step(Progress(step + 1, settings.steps, loss, finish(image)))
         image = image.cpu()
+        release_pooled_memory()  # the next scale's feature maps are four times as large, and fit in none of it
     assert image is not None  # a pyramid has at least one level
     return finish(image)
 
