@@ -9,7 +9,8 @@ PY_SOURCES := artkernels benchmarks examples tests setup.py
 CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/*))
 EMULATED := build/emulated
 # What runs a second time, through the CUDA kernels.
-OP_TESTS := tests/test_feature_statistics.py tests/test_gram.py tests/test_norm_act.py tests/test_norm_act_modules.py
+OP_TESTS := tests/test_conv_norm_act.py tests/test_conv_transpose.py tests/test_feature_statistics.py tests/test_gram.py \
+  tests/test_norm_act.py tests/test_norm_act_modules.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda bench lint format clean
@@ -62,8 +63,10 @@ test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
 bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what the CUDA kernels move, modelled
 	$(BIN)/python benchmarks/bench_gram.py
 	$(BIN)/python benchmarks/bench_norm_act.py
+	$(BIN)/python benchmarks/bench_conv_transpose.py
 	$(BIN)/python benchmarks/modelled_gram.py
 	$(BIN)/python benchmarks/modelled_norm_act.py
+	$(BIN)/python benchmarks/modelled_conv_transpose.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check $(PY_SOURCES)

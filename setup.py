@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 TORCH = Path(torch.__file__).parent
 DEFAULT_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "artkernels/__init__.py").read_text(), re.MULTILINE).group(1)
 DEBUG = os.environ.get("ARTKERNELS_DEBUG", "0") == "1"
 CXX = os.environ.get("CXX", "g++")
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -38,8 +39,8 @@ if X86:
 SHARED = ("isa.cpp", "scratch.cpp")  # in csrc/cpu, compiled once
 # No -ffast-math: linked by gcc, it turns on flush-to-zero for the whole process.
 CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}", "-ffp-contract=fast"]
-CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
-CXX_FLAGS += [*(["-O0", "-g"] if DEBUG else ["-O3"]), *(["-DARTKERNELS_X86"] if X86 else [])]
+CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math", *(["-O0", "-g"] if DEBUG else ["-O3"])]
+CXX_FLAGS += ["-DARTKERNELS_X86"] if X86 else []
 
 
 def say(text):
@@ -83,7 +84,7 @@ def check_versions(nvcc):
 
 
 def choose_cuda():
-    """(mode, nvcc, toolkit folder, toolkit version) with mode None, "native" or "emulate"; says why."""
+    """(mode, nvcc, toolkit folder, toolkit version) with mode "host", "native" or "emulate"; says why."""
     wanted, nvcc = os.environ.get("ARTKERNELS_CUDA", "auto"), None
     if wanted not in ("auto", "0", "1", "emulate"):
         sys.exit(f"artkernels: ARTKERNELS_CUDA must be auto, 0, 1 or emulate, got {wanted}")
@@ -98,7 +99,7 @@ def choose_cuda():
         if wanted in ("1", "emulate"):
             sys.exit(f"artkernels: ARTKERNELS_CUDA={wanted}, but {missing}")
         say(f"CPU kernels only, because {missing}")
-        return None, None, None, None
+        return "host", None, None, None
     version, mode = check_versions(nvcc), "emulate" if wanted == "emulate" else "native"
     say(f"CPU and CUDA kernels ({mode}), nvcc {version} of {home}, torch {torch.__version__}")
     return mode, nvcc, home, version
@@ -118,8 +119,8 @@ def gencode_flags(architectures):
 def host_jobs(mode, home):
     """Files that include torch's headers. A job: source, what tells its object from others of that source, command."""
     includes = [TORCH / "include", TORCH / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
-    flags = list(CXX_FLAGS)
-    if mode:
+    flags = [*CXX_FLAGS, f'-DARTKERNELS_VERSION="{VERSION}"']
+    if home:
         includes += [home / "include", cuda_libraries() / "include"]
         flags += ["-DARTKERNELS_CUDA", *(["-DARTKERNELS_CUDA_EMULATED"] if mode == "emulate" else [])]
     sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "ops").glob("*.cpp")), *(CSRC / "cpu" / x for x in SHARED)]
@@ -143,21 +144,20 @@ class BuildKernels(build_ext):
     """Compiles what has changed since the last build, MAX_JOBS at a time, and links artkernels._C."""
 
     def build_extension(self, ext):
-        mode, nvcc, home, version = choose_cuda()
-        self.objects = ROOT / "build" / f"objects-{mode or 'cpu'}{'-debug' if DEBUG else ''}"
+        self.mode, nvcc, home, version = choose_cuda()
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-        jobs = [*host_jobs(mode, home), *kernel_jobs()]
+        jobs = [*host_jobs(self.mode, home), *kernel_jobs()]
         link = ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
-        if mode == "native":
+        if self.mode == "native":
             jobs += cuda_jobs(nvcc, gencode_flags(architectures))
             link += ["-lc10_cuda", f"-L{cuda_libraries() / 'lib'}", f"-l:libcudart.so.{version.split('.')[0]}"]
-        elif mode == "emulate":
+        elif self.mode == "emulate":
             sys.path.insert(0, str(ROOT / "tests" / "cuda_emulator"))
             import cudaemu
 
             jobs += cuda_jobs(nvcc, ["-cudart=none", "-gencode=arch=compute_80,code=compute_80"])
             link += [*cudaemu.link_flags(), "-Wl,-z,undefs"]
-        cuda = f"; CUDA for {architectures}" if mode == "native" else ""
+        cuda = f"; CUDA for {architectures}" if self.mode == "native" else ""
         say(f"CPU kernels for {', '.join(INSTRUCTION_SETS)}{cuda}")
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(self.compile, jobs))
@@ -168,7 +168,7 @@ class BuildKernels(build_ext):
         built = {
             "TORCH": torch.__version__,
             "CUDA": version,
-            "CUDA_ARCHITECTURES": architectures if mode == "native" else "",
+            "CUDA_ARCHITECTURES": architectures if self.mode == "native" else "",
         }
         self.build_info.write_text("".join(f"{name} = {value!r}\n" for name, value in built.items()))
 
@@ -184,12 +184,13 @@ class BuildKernels(build_ext):
         compiler = subprocess.run([command[0], "--version"], capture_output=True).stdout
         parts = [torch.__version__, compiler, *command, *(path.read_text() for path in [*headers, source])]
         key = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-        target = self.objects / f"{source.parent.name}-{source.stem}{suffix}-{key}.o"
+        objects = ROOT / "build" / f"objects-{'cpu' if suffix else self.mode}{'-debug' if DEBUG else ''}"
+        target = objects / f"{source.parent.name}-{source.stem}{suffix}-{key}.o"
         if not target.exists():
-            self.objects.mkdir(parents=True, exist_ok=True)
+            objects.mkdir(parents=True, exist_ok=True)
             partial = target.with_suffix(f".{os.getpid()}.o")
             run([*command, "-c", source, "-o", partial])
-            for stale in self.objects.glob(f"{source.parent.name}-{source.stem}{suffix}-????????????????.o"):
+            for stale in objects.glob(f"{source.parent.name}-{source.stem}{suffix}-????????????????.o"):
                 stale.unlink()
             partial.rename(target)
         return target

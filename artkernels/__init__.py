@@ -12,6 +12,7 @@ _check_torch()
 
 from . import _C, functional, nn, reference  # noqa: E402, F401
 from .doctor import build_info  # noqa: E402
+from .packed_weights import PackedWeightStatistics, clear_packed_weights, limit_packed_weights, packed_weight_statistics  # noqa: E402
 from .pooled_allocator import (  # noqa: E402
     PooledAllocatorStatistics,
     pooled_allocator_statistics,
@@ -20,10 +21,14 @@ from .pooled_allocator import (  # noqa: E402
 )
 
 __all__ = [
+    "PackedWeightStatistics",
     "PooledAllocatorStatistics",
     "build_info",
+    "clear_packed_weights",
     "functional",
+    "limit_packed_weights",
     "nn",
+    "packed_weight_statistics",
     "pooled_allocator_statistics",
     "reference",
     "release_pooled_memory",

@@ -1,5 +1,7 @@
 """The operations in plain PyTorch: their specification, what tests compare the kernels with in float64."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
@@ -7,12 +9,18 @@ from torch.nn import functional as torch_functional
 __all__ = [
     "adaptive_instance_norm",
     "batch_norm_act",
+    "conv2d_act",
+    "conv2d_norm_act",
+    "conv_transpose2d_act",
+    "conv_transpose2d_norm_act",
     "feature_statistics",
     "gram_matrix",
     "gram_mse_loss",
     "group_norm_act",
     "instance_norm_act",
 ]
+
+Pair = int | tuple[int, int]
 
 
 def gram_matrix(input: Tensor, *, normalize: str | None = "chw") -> Tensor:
@@ -127,6 +135,107 @@ def adaptive_instance_norm(
     mean, var = (t.view(shape) for t in feature_statistics(input, unbiased=unbiased))
     stylized = (input - mean) / (var + eps).sqrt() * style_std.view(shape) + style_mean.view(shape)
     return _finish(stylized * alpha + input * (1 - alpha), activation, negative_slope, residual, residual_after)
+
+
+def conv_transpose2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    *,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """See artkernels.functional.conv_transpose2d_act."""
+    z = torch_functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return activate(z, activation, negative_slope)
+
+
+def conv_transpose2d_norm_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+    **follow: Any,
+) -> Tensor:
+    """See artkernels.functional.conv_transpose2d_norm_act, whose keyword-only arguments are `follow`."""
+    z = torch_functional.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _norm_act(z, **follow)
+
+
+def conv2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """See artkernels.functional.conv2d_act."""
+    z = _conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode)
+    return activate(z, activation, negative_slope)
+
+
+def conv2d_norm_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    **follow: Any,
+) -> Tensor:
+    """See artkernels.functional.conv2d_norm_act, whose other keyword-only arguments are `follow`."""
+    return _norm_act(_conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode), **follow)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    """As the module torch.nn.Conv2d(padding_mode=...) computes it."""
+    K, C, kernel_h, kernel_w = weight.shape
+    options: Any = {"padding": padding, "padding_mode": padding_mode, "device": "meta"}
+    module = torch.nn.Conv2d(C * groups, K, (kernel_h, kernel_w), stride, dilation=dilation, groups=groups, **options)
+    result: Tensor = module._conv_forward(input, weight, bias)
+    return result
+
+
+def _norm_act(
+    z: Tensor,
+    *,
+    norm: str = "batch",
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    training: bool = False,
+    **finish: Any,
+) -> Tensor:
+    function = batch_norm_act if norm == "batch" else instance_norm_act
+    return function(z, running_mean, running_var, norm_weight, norm_bias, training, **finish)
 
 
 def feature_statistics(

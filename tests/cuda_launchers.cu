@@ -1,9 +1,10 @@
-// C entry points to the launchers of an op family of csrc/cuda, for ctypes. An exception becomes its text. FAMILY_gram
-// or FAMILY_norm_act is defined.
+// C entry points to the launchers of an op family of csrc/cuda, for ctypes. An exception becomes its text. One of
+// FAMILY_gram, FAMILY_norm_act, FAMILY_conv_transpose is defined.
 #include <cstdint>
 #include <exception>
 #include <string>
 
+#include "conv_transpose.h"
 #include "gram.h"
 #include "norm_act.h"
 
@@ -25,13 +26,13 @@ const char* message_of(F&& f) {
 
 }  // namespace
 
-#define ENTRY_POINTS(op, Params)                                                        \
-  extern "C" int64_t test_sizeof_##op##_params() { return sizeof(Params); }             \
-  extern "C" const char* test_##op##_workspace_size(const Params* p, int64_t* floats) { \
-    return message_of([&] { *floats = cuda::op##_workspace_size(*p); });                \
-  }                                                                                     \
-  extern "C" const char* test_launch_##op(const Params* p, CUstream_st* stream) {       \
-    return message_of([&] { cuda::launch_##op(*p, stream); });                          \
+#define ENTRY_POINTS(op, Params)                                                      \
+  extern "C" int64_t test_sizeof_##op##_params() { return sizeof(Params); }           \
+  extern "C" const char* test_##op##_workspace_size(const Params* p, int64_t* size) { \
+    return message_of([&] { *size = cuda::op##_workspace_size(*p); });                \
+  }                                                                                   \
+  extern "C" const char* test_launch_##op(const Params* p, CUstream_st* stream) {     \
+    return message_of([&] { cuda::launch_##op(*p, stream); });                        \
   }
 
 #if defined(FAMILY_gram)
@@ -40,4 +41,9 @@ ENTRY_POINTS(gram_backward, GramBackwardParams)
 #elif defined(FAMILY_norm_act)
 ENTRY_POINTS(norm_act, NormActParams)
 ENTRY_POINTS(norm_act_backward, NormActBackwardParams)
+#elif defined(FAMILY_conv_transpose)
+ENTRY_POINTS(conv_transpose, ConvTransposeParams)
+extern "C" bool test_conv_transpose_supported(const ConvTransposeParams* p) {
+  return cuda::conv_transpose_supported(*p);
+}
 #endif

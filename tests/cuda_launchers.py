@@ -105,9 +105,43 @@ class NormActBackwardParams(NormAct):
     ]
 
 
+class Window(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("kernel", "stride", "padding", "dilation")]
+
+
+STATISTICS = (None, "batch", "instance")  # enum class Statistics
+
+
+class Conv(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("N", "C", "H", "W", "K", "OH", "OW")),
+        ("input_channels_last", ctypes.c_bool),
+        ("output_channels_last", ctypes.c_bool),
+        ("groups", ctypes.c_int64),
+        ("rows", Window),
+        ("columns", Window),
+        ("reflect", ctypes.c_bool),
+        ("input", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("activation", ctypes.c_int),
+        ("negative_slope", ctypes.c_float),
+        ("output", ctypes.c_void_p),
+        ("statistics", ctypes.c_int),
+        ("mean", ctypes.c_void_p),
+        ("var", ctypes.c_void_p),
+    ]
+
+
+class ConvTransposeParams(Conv):
+    _fields_ = [("weight", ctypes.c_void_p), ("allow_tf32", ctypes.c_bool), ("workspace", ctypes.c_void_p)]
+
+
 FAMILIES = {
     "gram": {"gram": GramParams, "gram_backward": GramBackwardParams},
     "norm_act": {"norm_act": NormActParams, "norm_act_backward": NormActBackwardParams},
+    "conv_transpose": {"conv_transpose": ConvTransposeParams},
 }
 
 
@@ -153,11 +187,11 @@ def call(lib: ctypes.CDLL, op: str, params: ctypes.Structure) -> None:
 
 
 def workspace_size(lib: ctypes.CDLL, op: str, params: ctypes.Structure) -> int:
-    floats = ctypes.c_int64()
-    message = getattr(lib, f"test_{op}_workspace_size")(ctypes.byref(params), ctypes.byref(floats))
+    size = ctypes.c_int64()
+    message = getattr(lib, f"test_{op}_workspace_size")(ctypes.byref(params), ctypes.byref(size))
     if message:
         raise LauncherError(message.decode())
-    return floats.value
+    return size.value
 
 
 class Emulation:
@@ -277,6 +311,20 @@ def run_norm_act(op, p, tensors, profile, seed, arch, checks):
             setattr(p, name, (e.write if written else e.read)(tensor, name))
         try:
             call(lib, op, p)
+        finally:
+            e.session.check()
+        return e.session.launches
+
+
+def run_conv_transpose(p, tensors, profile, seed, arch, checks):
+    """Launches conv_transpose with the settings of p; the rest as in run_norm_act."""
+    lib = launchers(arch, "conv_transpose")
+    with Emulation(profile, seed, checks) as e:
+        workspace = empty(-(-workspace_size(lib, "conv_transpose", p) // 4))
+        for name, (tensor, written) in {**tensors, "workspace": (workspace, True)}.items():
+            setattr(p, name, (e.write if written else e.read)(tensor, name))
+        try:
+            call(lib, "conv_transpose", p)
         finally:
             e.session.check()
         return e.session.launches

@@ -22,6 +22,11 @@ LIMITS = {
     "gram_finish_kernel": (64, 8192),
     "gram_symmetrize_kernel": (64, 2048),
     "gram_backward_kernel": (128, 0),  # 16 warps an SM
+    "conv_transpose_kernel": (128, 2048),  # 16 warps an SM
+    "conv_transpose_finish_kernel": (128, 12 << 10),
+    "conv_transpose_merge_kernel": (64, 0),
+    "conv_transpose_pack_kernel": (64, 0),
+    "conv_transpose_direct_kernel": (168, 32 << 10),  # 12 warps an SM
     "norm_act_finish_kernel": (64, 256),
     "norm_act_planes_kernel": (128, 8192),  # 16 warps an SM
     "norm_act_planes_backward_kernel": (128, 8192),

@@ -413,6 +413,21 @@ def test_given_statistics_have_gradients(kind: str) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("across_batch", [True, False])
+def test_statistics_of_the_input_from_outside_differentiate_as_its_own(across_batch: bool) -> None:
+    x, residual = features((3, 6, 5, 4)), features((3, 6, 5, 4))
+    mean, var = F.feature_statistics(x, across_batch=across_batch)
+    affine, results = parameters("batch", x.shape), []
+    for given in ((None, None), (mean, var)):
+        leaves = [t.clone().requires_grad_() for t in (x, *affine, residual)]
+        arguments = (*leaves, *given, 6, across_batch, 1e-5, 1.0, 0.0, "tanh", 0.01, False, given[0] is not None)
+        y = torch.ops.artkernels.norm_act(*arguments)[0]
+        grads = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        results.append([y, *grads, *torch.autograd.grad(grads[0].square().sum(), [leaves[0], leaves[3]])])
+    for own, composed in zip(*results, strict=True):
+        torch.testing.assert_close(composed, own, rtol=1e-5, atol=1e-5)
+
+
 @each_layout
 @each_kind
 def test_gradient_penalty_matches_stock(kind: str, layout: torch.memory_format) -> None:

@@ -1,5 +1,6 @@
 """Modules of the operations in artkernels.functional."""
 
+from .conv import ConvNormAct2d, ConvTransposeNormAct2d
 from .gram import GramLoss, StyleLoss
 from .norm_act import (
     AdaIN2d,
@@ -17,6 +18,8 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "ConvNormAct2d",
+    "ConvTransposeNormAct2d",
     "GramLoss",
     "GroupNormAct2d",
     "InstanceNormAct1d",

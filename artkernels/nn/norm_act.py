@@ -77,8 +77,8 @@ class _BatchNormAct(_NormAct, _NormBase):
         copy.__dict__.update(deepcopy(self.__dict__, memo))
         return copy
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        """running_mean, running_var, training and momentum of this call, which is counted."""
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -86,13 +86,19 @@ class _BatchNormAct(_NormAct, _NormBase):
                 momentum = 1.0 / float(self.num_batches_tracked)
         uses_running = not self.training or self.track_running_stats
         running_mean, running_var = (self.running_mean, self.running_var) if uses_running else (None, None)
+        training = self.training or (running_mean is None and running_var is None)
+        return running_mean, running_var, training, momentum
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        running_mean, running_var, training, momentum = self.statistics()
         return batch_norm_act(
             input,
             running_mean,
             running_var,
             self.weight,
             self.bias,
-            self.training or (running_mean is None and running_var is None),
+            training,
             momentum,
             self.eps,
             process_group=self.process_group if self.training else None,
@@ -147,6 +153,11 @@ class BatchNormAct3d(_BatchNormAct):
 
 
 class _InstanceNormAct(_NormAct, _InstanceNorm):
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, bool, float]:
+        """running_mean, running_var, use_input_stats and momentum of a call."""
+        momentum = 0.0 if self.momentum is None else self.momentum
+        return self.running_mean, self.running_var, self.training or not self.track_running_stats, momentum
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.dim() == self._get_no_batch_dim():  # type: ignore[no-untyped-call]
@@ -155,14 +166,15 @@ class _InstanceNormAct(_NormAct, _InstanceNorm):
             raise ValueError(
                 f"{type(self).__name__}: input must have {self.num_features} channels, got {input.shape[1]}"
             )
+        running_mean, running_var, use_input_stats, momentum = self.statistics()
         return instance_norm_act(
             input,
-            self.running_mean,
-            self.running_var,
+            running_mean,
+            running_var,
             self.weight,
             self.bias,
-            self.training or not self.track_running_stats,
-            0.0 if self.momentum is None else self.momentum,
+            use_input_stats,
+            momentum,
             self.eps,
             **self._after(residual),
         )

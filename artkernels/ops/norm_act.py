@@ -70,17 +70,17 @@ def batch_norm_act(
     C = channels("batch_norm_act", input)
     arguments = (C, True, eps, 1.0, 0.0, activation, negative_slope)
     if statistics is None and not training:
-        statistics = _running("batch_norm_act", "training=False", running_mean, running_var)
+        statistics = running_statistics("batch_norm_act", "training=False", running_mean, running_var)
     if statistics is not None:
-        return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
+        return norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
     if process_group is not None and spans_processes(process_group):
         input, residual = _promote(input, residual)
         running = running_mean, running_var
         tensors = input, *running, weight, bias, residual
         return sync_batch_norm_act(*tensors, residual_after, momentum, arguments, process_group)
-    n = _require_several("batch_norm_act", "value per channel", input.numel() // max(C, 1), input)
-    output, mean, var = _norm_act(input, weight, bias, residual, residual_after, None, arguments)
-    _update_running(running_mean, running_var, mean, var, n, momentum)
+    n = require_several("batch_norm_act", "value per channel", input.numel() // max(C, 1), input)
+    output, mean, var = norm_act(input, weight, bias, residual, residual_after, None, arguments)
+    update_running(running_mean, running_var, mean, var, n, momentum)
     return output
 
 
@@ -120,15 +120,15 @@ def instance_norm_act(
     C = channels("instance_norm_act", input)
     of_batch = statistics is None and not use_input_stats  # running statistics are of all images
     if of_batch:
-        statistics = _running("instance_norm_act", "use_input_stats=False", running_mean, running_var)
+        statistics = running_statistics("instance_norm_act", "use_input_stats=False", running_mean, running_var)
     arguments = (C, of_batch, eps, 1.0, 0.0, activation, negative_slope)
     if statistics is not None:
-        return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
+        return norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
     pixels = input.numel() // max(input.shape[0] * C, 1)
-    n = _require_several("instance_norm_act", "spatial element", pixels, input)
-    output, mean, var = _norm_act(input, weight, bias, residual, residual_after, None, arguments)
+    n = require_several("instance_norm_act", "spatial element", pixels, input)
+    output, mean, var = norm_act(input, weight, bias, residual, residual_after, None, arguments)
     if running_mean is not None or running_var is not None:
-        _update_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum)
+        update_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum)
     return output
 
 
@@ -163,9 +163,9 @@ def group_norm_act(
     """
     channels("group_norm_act", input)
     if statistics is None:
-        _require_several("group_norm_act", "value per group", input.numel() // max(num_groups, 1), input)
+        require_several("group_norm_act", "value per group", input.numel() // max(num_groups, 1), input)
     arguments = (num_groups, False, eps, 1.0, 0.0, activation, negative_slope)
-    return _norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
+    return norm_act(input, weight, bias, residual, residual_after, statistics, arguments)[0]
 
 
 def adaptive_instance_norm(
@@ -205,7 +205,7 @@ def adaptive_instance_norm(
     N, C = input.shape[0], channels("adaptive_instance_norm", input)
     arguments = (C, False, eps, alpha, 1.0 if unbiased else 0.0, activation, negative_slope)
     std, mean = _per_image("style_std", style_std, N, C), _per_image("style_mean", style_mean, N, C)
-    return _norm_act(input, std, mean, residual, residual_after, statistics, arguments)[0]
+    return norm_act(input, std, mean, residual, residual_after, statistics, arguments)[0]
 
 
 def _per_image(name: str, style: Tensor, N: int, C: int) -> Tensor:
@@ -219,7 +219,7 @@ def _per_image(name: str, style: Tensor, N: int, C: int) -> Tensor:
     return flat
 
 
-def _norm_act(
+def norm_act(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -227,12 +227,17 @@ def _norm_act(
     residual_after: bool,
     statistics: Statistics | None,
     arguments: Arguments,
+    statistics_of_input: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(output, mean, var); the statistics are empty when they were given."""
+    """(output, mean, var); the statistics are empty when they were given.
+
+    With `statistics_of_input` those given were computed from the input, and the derivative is that of norm_act when it
+    computes them itself.
+    """
     input, residual = _promote(input, residual)
     mean, var = statistics or (None, None)
     result: tuple[Tensor, Tensor, Tensor] = _ops.norm_act(
-        input, weight, bias, residual, mean, var, *arguments, residual_after
+        input, weight, bias, residual, mean, var, *arguments, residual_after, statistics_of_input
     )
     return result
 
@@ -244,19 +249,19 @@ def _promote(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | N
     return input.to(dtype), residual.to(dtype)
 
 
-def _running(op: str, why: str, running_mean: Tensor | None, running_var: Tensor | None) -> Statistics:
+def running_statistics(op: str, why: str, running_mean: Tensor | None, running_var: Tensor | None) -> Statistics:
     if running_mean is None or running_var is None:
         raise ValueError(f"{op}: running_mean and running_var are needed when {why}, got None")
     return running_mean, running_var
 
 
-def _require_several(op: str, what: str, count: int, input: Tensor) -> int:
+def require_several(op: str, what: str, count: int, input: Tensor) -> int:
     if count == 1:
         raise ValueError(f"{op}: expected more than 1 {what} when training, got input size {list(input.shape)}")
     return count
 
 
-def _update_running(
+def update_running(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, n: int, momentum: float
 ) -> None:
     """Moves the running statistics by `momentum` towards those of n values a channel, the variance unbiased."""
@@ -286,6 +291,7 @@ def _(
     activation: str,
     negative_slope: float,
     residual_after: bool,
+    statistics_of_input: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (groups, across_batch) if mean is None else (0, True)
     return empty_like_dense(input), empty_statistics(input, *shape), empty_statistics(input, *shape)

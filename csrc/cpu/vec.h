@@ -97,6 +97,13 @@ ARTKERNELS_INLINE void store(scalar_t* p, vfloat v) {
   *(vuint16_any*)p = narrow(scalar_t{}, v);
 }
 
+// One element as a float.
+template <typename scalar_t>
+ARTKERNELS_INLINE float load_one(const scalar_t* p) {
+  alignas(64) scalar_t lanes[VL] = {*p};
+  return load(lanes)[0];
+}
+
 // The first `count` lanes, the others 0; nothing is read or written beyond them.
 template <typename scalar_t>
 ARTKERNELS_INLINE vfloat load_partial(const scalar_t* p, int64_t count) {

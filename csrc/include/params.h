@@ -97,4 +97,52 @@ struct NormActBackwardParams : NormAct {
   float* workspace;         // [norm_act_backward_workspace_size] floats, contents undefined; CUDA only
 };
 
+// One spatial dimension of a convolution, with the meanings of torch.nn.functional.conv2d.
+struct Window {
+  int64_t kernel, stride, padding, dilation;
+};
+
+// Whose statistics a convolution gathers beside its output: nobody's, the batch's ([K]) or each image's ([N, K]).
+enum class Statistics : int { None, Batch, Instance };
+
+// What a convolution and a transposed convolution share. conv(input, weight) below is either of them:
+//
+//   z = scale conv(input, weight) + bias        output = activation(z)
+//
+// Statistics are those of z, and are only asked for with Activation::None.
+struct Conv {
+  ScalarType dtype;    // of input, weight and output
+  int64_t N, C, H, W;  // input: [N, C, H, W] or, input_channels_last, [N, H, W, C]
+  int64_t K, OH, OW;   // output: [N, K, OH, OW] or, output_channels_last, [N, OH, OW, K]
+  bool input_channels_last, output_channels_last;
+  int64_t groups;  // divides C and K
+  Window rows, columns;
+  bool reflect;  // beyond the input lies the input reflected, instead of zeros; CPU
+  const void* input;
+  const float* scale;  // [K], or null: 1
+  const float* bias;   // [K], or null: 0
+  Activation activation;
+  float negative_slope;  // of LeakyRelu
+  void* output;
+  Statistics statistics;
+  float* mean;  // [K] or [N, K] as `statistics` says, or null
+  float* var;   // the same; biased: divided by the number of pixels
+};
+
+// Transposed: output pixel o takes input pixel i through tap k where o = i stride - padding + k dilation. OH and OW
+// hold the output padding: any size from there on whose pixels no tap reaches is legal. Otherwise, as conv2d,
+// i = o stride - padding + k dilation.
+struct ConvParams : Conv {  // CPU
+  bool transposed;
+  const void* weight;         // read by the packing functions alone
+  int64_t weight_strides[4];  // elements to the next input channel, output channel, row, column of the kernel
+  float* packed_weight;       // written by the packing functions
+};
+
+struct ConvTransposeParams : Conv {  // CUDA
+  const void* weight;  // [C, kernel_h * kernel_w, K / groups], a channels_last torch weight as it lies in memory
+  bool allow_tf32;     // float32: tensor cores with 10-bit mantissas
+  void* workspace;     // [conv_transpose_workspace_size] bytes, contents undefined
+};
+
 }  // namespace artkernels

@@ -19,21 +19,6 @@ namespace {
 
 using at::Tensor;
 
-Activation activation_of(const char* op, std::string_view name) {
-  if (name == "none") return Activation::None;
-  if (name == "relu") return Activation::Relu;
-  if (name == "leaky_relu") return Activation::LeakyRelu;
-  if (name == "tanh") return Activation::Tanh;
-  if (name == "sigmoid") return Activation::Sigmoid;
-  if (name == "silu") return Activation::Silu;
-  if (name == "gelu") return Activation::Gelu;
-  TORCH_CHECK(false, op, ": activation must be none, relu, leaky_relu, tanh, sigmoid, silu or gelu, got ", name);
-}
-
-at::ScalarType parameter_dtype(const Tensor& input) {
-  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 void check_input(const char* op, const Tensor& input, int64_t groups, bool across_batch) {
   TORCH_CHECK(input.dim() >= 2, op, ": input must be [N, C, ...], got ", input.dim(), " dimensions");
   check_floating(op, input);
@@ -42,17 +27,6 @@ void check_input(const char* op, const Tensor& input, int64_t groups, bool acros
               groups);
   TORCH_CHECK(!across_batch || groups == C, op, ": statistics of the whole batch are one a channel, got ", groups,
               " groups for ", C, " channels");
-}
-
-// An optional array of parameters or statistics in the dtype of parameters, contiguous; undefined where there is none.
-Tensor check_array(const char* op, const char* name, const OptionalTensor& array, const Tensor& input,
-                   at::IntArrayRef shape, at::IntArrayRef other_shape) {
-  if (!array) return {};
-  check_same_device(op, name, *array, input);
-  TORCH_CHECK(array->is_floating_point(), op, ": ", name, " must be floating point, got ", array->scalar_type());
-  TORCH_CHECK(array->sizes() == shape || array->sizes() == other_shape, op, ": ", name, " must be ", shape,
-              shape == other_shape ? std::string() : c10::str(" or ", other_shape), ", got ", array->sizes());
-  return array->to(parameter_dtype(input)).contiguous();
 }
 
 Tensor check_affine(const char* op, const char* name, const OptionalTensor& array, const Tensor& input,
@@ -209,7 +183,7 @@ std::tuple<Tensor, Tensor> feature_statistics(const Tensor& input, int64_t group
 Tensors3 norm_act(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& residual, const OptionalTensor& mean, const OptionalTensor& var, int64_t groups,
                   bool across_batch, double eps, double alpha, double correction, std::string_view activation,
-                  double negative_slope, bool residual_after) {
+                  double negative_slope, bool residual_after, bool /*statistics_of_input*/) {
   constexpr const char* op = "norm_act";
   check_input(op, input, groups, across_batch);
   TORCH_CHECK(mean.has_value() == var.has_value(), op, ": mean and var go together, got ",

@@ -16,11 +16,12 @@ namespace artkernels {
 using OptionalTensor = std::optional<at::Tensor>;
 using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// (output, mean, var); the statistics are empty when they were given.
+// (output, mean, var); the statistics are empty when they were given. statistics_of_input: those given were computed
+// from the input by whoever made it; the derivative, which is all that this changes, treats them as norm_act's own.
 Tensors3 norm_act(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                   const OptionalTensor& residual, const OptionalTensor& mean, const OptionalTensor& var, int64_t groups,
                   bool across_batch, double eps, double alpha, double correction, std::string_view activation,
-                  double negative_slope, bool residual_after);
+                  double negative_slope, bool residual_after, bool statistics_of_input);
 
 // (grad_input, sums, grad_residual), those that output_mask wants; the others are empty.
 Tensors3 norm_act_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,

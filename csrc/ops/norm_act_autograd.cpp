@@ -17,11 +17,12 @@ using torch::autograd::variable_list;
 Tensors3 call_norm_act(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                        const OptionalTensor& residual, const OptionalTensor& mean, const OptionalTensor& var,
                        int64_t groups, bool across_batch, double eps, double alpha, double correction,
-                       std::string_view activation, double negative_slope, bool residual_after) {
+                       std::string_view activation, double negative_slope, bool residual_after,
+                       bool statistics_of_input) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("artkernels::norm_act", "").typed<decltype(norm_act)>();
   return op.call(input, weight, bias, residual, mean, var, groups, across_batch, eps, alpha, correction, activation,
-                 negative_slope, residual_after);
+                 negative_slope, residual_after, statistics_of_input);
 }
 
 Tensors3 call_norm_act_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
@@ -63,19 +64,20 @@ class NormAct : public torch::autograd::Function<NormAct> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
                                const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& mean,
                                const OptionalTensor& var, int64_t groups, bool across_batch, double eps, double alpha,
-                               double correction, std::string activation, double negative_slope, bool residual_after) {
+                               double correction, std::string activation, double negative_slope, bool residual_after,
+                               bool statistics_of_input) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, own_mean, own_var] =
         call_norm_act(input, weight, bias, residual, mean, var, groups, across_batch, eps, alpha, correction,
-                      activation, negative_slope, residual_after);
+                      activation, negative_slope, residual_after, statistics_of_input);
     // z is computed again from the input, and needs the residual where that was added before an activation.
     const bool through_activation = residual && !residual_after && activation != "none";
     ctx->save_for_backward({input, tensor(weight), tensor(bias), through_activation ? *residual : Tensor(),
                             mean.value_or(own_mean), var.value_or(own_var)});
     ctx->mark_non_differentiable({own_mean, own_var});
     auto& saved = ctx->saved_data;
-    saved["given"] = mean.has_value(), saved["residual"] = residual.has_value(), saved["groups"] = groups,
-    saved["across_batch"] = across_batch;
+    saved["given"] = mean.has_value() && !statistics_of_input, saved["residual"] = residual.has_value(),
+    saved["groups"] = groups, saved["across_batch"] = across_batch;
     saved["eps"] = eps, saved["alpha"] = alpha, saved["correction"] = correction;
     saved["activation"] = activation, saved["negative_slope"] = negative_slope;
     saved["through_activation"] = through_activation;
@@ -97,7 +99,7 @@ class NormAct : public torch::autograd::Function<NormAct> {
                of_residual = needed(saved["residual"].toBool()), of_mean = needed(given), of_var = needed(given);
     const std::array<bool, 3> mask = {of_input, of_weight || of_bias || of_mean || of_var,
                                       of_residual && through_activation};
-    variable_list grads(14);
+    variable_list grads(15);
     if (!grad_output.defined()) return grads;
     if (of_residual && !through_activation) grads[3] = grad_output;
     if (!mask[0] && !mask[1] && !mask[2]) return grads;
@@ -121,9 +123,10 @@ class NormAct : public torch::autograd::Function<NormAct> {
 Tensors3 norm_act_autograd(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& residual, const OptionalTensor& mean, const OptionalTensor& var,
                            int64_t groups, bool across_batch, double eps, double alpha, double correction,
-                           std::string_view activation, double negative_slope, bool residual_after) {
+                           std::string_view activation, double negative_slope, bool residual_after,
+                           bool statistics_of_input) {
   auto result = NormAct::apply(input, weight, bias, residual, mean, var, groups, across_batch, eps, alpha, correction,
-                               std::string(activation), negative_slope, residual_after);
+                               std::string(activation), negative_slope, residual_after, statistics_of_input);
   return {result[0], result[1], result[2]};
 }
 
