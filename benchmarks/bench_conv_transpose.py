@@ -121,7 +121,8 @@ def onnxruntime(model: nn.Module, x: Tensor) -> Callable[[], object]:
         torch.onnx.export(model, (x,), path, verbose=False)
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its turn is one of several
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])  # weights are beside it
     name, array = session.get_inputs()[0].name, x.numpy()
     return lambda: session.run(None, {name: array})[0]
 

@@ -298,7 +298,7 @@ void run(const ConvParams& p, int threads) {
   double* const totals = reinterpret_cast<double*>(memory + threads * bytes);
 #pragma omp parallel num_threads(threads)
   {
-    const int thread = omp_get_thread_num();
+    const int thread = omp_get_thread_num(), present = omp_get_num_threads();  // maybe fewer than asked for
     double* const mine = totals + thread * 2 * statistics;
     __builtin_memset(mine, 0, 2 * statistics * sizeof(double));
     deal(g.items, [&](int64_t index, Team team) {
@@ -312,7 +312,7 @@ void run(const ConvParams& p, int threads) {
       for (int64_t unit = units.begin; unit < units.end; ++unit) kernel.compute(item, unit);
     });
 #pragma omp barrier
-    finish_statistics(p, totals, threads, share(statistics, thread, threads));
+    finish_statistics(p, totals, present, share(statistics, thread, present));
   }
 }
 

@@ -257,7 +257,9 @@ int64_t conv_transpose_workspace_size(const ConvTransposeParams& p) {
 
 void launch_conv_transpose(const ConvTransposeParams& p, CUstream_st* stream) {
   Plan plan;
-  require(make_plan(p, plan), "conv_transpose: the call is not one that conv_transpose_supported() allows");
+  require(make_plan(p, plan),
+          "conv_transpose: one group, one layout, strides up to 16 and a reach that fits in shared memory are needed; "
+          "conv_transpose_supported() tells");
   ConvTransposeKernel& k = plan.kernel;
   if (plan.direct) return launch_direct(p, stream);
   char* const workspace = static_cast<char*>(p.workspace);

@@ -24,8 +24,8 @@ struct Phase {
 
 struct Axis {
   int input, output, kernel;
-  int stride;  // the window's or, where the input is one wide and no stride can tell, one that gives each output a
-               // phase
+  // The window's or, where the input is one wide and no stride can tell, one that gives each output a phase of its own.
+  int stride;
   int phases;
   Phase phase[kMaxPhases];
 };

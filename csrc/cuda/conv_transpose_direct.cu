@@ -2,7 +2,7 @@
 // channels. For devices without tensor cores for the data type; with them conv_transpose_image.cu is faster.
 #include "activation.cuh"
 #include "conv_transpose.cuh"
-#include "mma.cuh"
+#include "scalar.cuh"
 
 namespace artkernels::cuda {
 
@@ -116,9 +116,10 @@ __device__ __forceinline__ void store_tile(const ConvTransposeParams& p, const T
 
 // Tiling: a block takes 16 x 32 input pixels, 8 channels at a time, as float32 in shared memory; a thread 2 x 2 of
 // them, hence 4 x 4 outputs of every channel. Per input channel it loads 4 x 4 pixels (8 loads) and the weights (4
-// loads of 16 bytes for each output channel, the same for all) for 64 FMA for each output channel. Traffic: input once
-// and its halo (1.2 times in all), output once. FMA: 16 for each input element and output channel, which no other way
-// needs fewer of. Registers: at most 128 (four blocks of 128 threads an SM), 168 to four channels (three).
+// loads of 16 bytes for each output channel, the same for all) for 64 FMA for each output channel.
+// Traffic: input once and its halo (1.2 times in all), output once.
+// FMA: 16 for each input element and output channel; fewer are not possible.
+// Registers: at most 128 (four blocks of 128 threads an SM), 168 to four channels (three).
 template <typename scalar_t, int kChannels>
 __global__ __launch_bounds__(kThreads, kChannels == 4 ? 3 : 4) void conv_transpose_direct_kernel(
     const __grid_constant__ ConvTransposeParams p) {

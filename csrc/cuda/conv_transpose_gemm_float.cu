@@ -1,4 +1,4 @@
-// The transposed convolution of float32. See conv_transpose_gemm.cuh. Files of their own, as they compile long.
+// The transposed convolution of float32: see conv_transpose_gemm.cuh. A file of its own compiles sooner.
 #include "conv_transpose_gemm.cuh"
 
 namespace artkernels::cuda {

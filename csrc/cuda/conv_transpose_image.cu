@@ -3,6 +3,7 @@
 // It is bound by memory, and phases apart would read the input once each. So it is done as a stride-1 convolution to
 // the channels of all phases at once, 4 for each phase: 16 columns at stride 2. Its taps are those of all phases, 9
 // instead of 4 times 4 for a 4 x 4 kernel, and its weight is zero where a phase has no such tap.
+// (So an input that is not finite makes all outputs around it NaN, those of other phases too.)
 // conv_transpose_pack_kernel makes that weight, and ImageTile's epilogue deals the columns out to the phases' pixels.
 #include "conv_transpose_gemm.cuh"
 
