@@ -66,7 +66,7 @@ def test_another_minor_version_of_cuda_only_warns(setup_py, tmp_path, monkeypatc
 
 def test_cuda_can_be_switched_off_and_says_so(setup_py, monkeypatch, capfd) -> None:
     monkeypatch.setenv("ARTKERNELS_CUDA", "0")
-    assert setup_py["choose_cuda"]()[0] is None
+    assert setup_py["choose_cuda"]()[0] == "host"
     assert "CPU kernels only, because ARTKERNELS_CUDA=0" in capfd.readouterr().err
 
 
