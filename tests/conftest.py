@@ -49,5 +49,11 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[object]:
 
 
 @pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 convolutions on CUDA may use TF32 unless they are told not to: torch's default, which ours follow."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -38,8 +38,9 @@ def conv_transpose2d_act(
     Returns:
         [N, K, OH, OW] with OH = (H - 1) stride - 2 padding + dilation (kernel_h - 1) + output_padding + 1, in the
         input's dtype; channels_last where the input or the weight is. Differentiable any number of times, in backward
-        mode only. Under autocast input and weight are cast as torch's convolutions cast them. Kept for the backward:
-        input, weight and, where the activation needs it, the output.
+        mode only. Under autocast input and weight are cast as torch's convolutions cast them; float32 on CUDA rounds to
+        TF32 where torch.backends.cudnn.allow_tf32 lets it. Kept for the backward: input, weight and, where the
+        activation needs it, the output.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit; input that is not [N, C, H, W].
