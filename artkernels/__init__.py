@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _check_torch()
 
 from . import _C, functional, nn, reference  # noqa: E402, F401
+from .checkpoints import load  # noqa: E402
 from .doctor import build_info  # noqa: E402
 from .packed_weights import PackedWeightStatistics, clear_packed_weights, limit_packed_weights, packed_weight_statistics  # noqa: E402
 from .pooled_allocator import (  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "clear_packed_weights",
     "functional",
     "limit_packed_weights",
+    "load",
     "nn",
     "packed_weight_statistics",
     "pooled_allocator_statistics",
