@@ -106,3 +106,17 @@ def conv2d_weight_grad(
     dilation: tuple[int, int],
     groups: int,
 ) -> Tensor: ...
+def conv_backward(
+    grad_output: Tensor,
+    output: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    transposed: bool,
+    activation: str,
+    negative_slope: float,
+    output_mask: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]: ...

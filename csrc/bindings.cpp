@@ -7,7 +7,9 @@
 #include "autotune.h"
 #include "cpu/isa.h"
 #include "ops/conv.h"
+#include "ops/conv_backward.h"
 #include "ops/conv_transpose.h"
+#include "ops/conv_weight_grad.h"
 #include "ops/gram.h"
 #include "ops/norm_act.h"
 #include "packed_weights.h"
@@ -42,6 +44,10 @@ TORCH_LIBRARY(artkernels, m) {
   m.def(
       "conv2d_weight_grad(Tensor input, Tensor grad_output, SymInt[2] kernel_size, SymInt[2] stride, "
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor");
+  m.def(
+      "conv_backward(Tensor grad_output, Tensor? output, Tensor input, Tensor weight, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool transposed, str activation, float negative_slope, "
+      "bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 
 // One host function serves both devices: it picks the kernel by the tensor.
@@ -56,6 +62,7 @@ static void register_kernels(torch::Library& m) {
   m.impl("conv_transpose2d_act", &conv_transpose2d_act);
   m.impl("conv2d_act", &conv2d_act);
   m.impl("conv2d_weight_grad", &conv2d_weight_grad);
+  m.impl("conv_backward", &conv_backward);
 }
 TORCH_LIBRARY_IMPL(artkernels, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(artkernels, CUDA, m) { register_kernels(m); }
@@ -146,4 +153,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("activation"), py::arg("negative_slope"), py::arg("statistics"));
   m.def("conv2d_weight_grad", &conv2d_weight_grad, py::arg("input"), py::arg("grad_output"), py::arg("kernel_size"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
+  m.def("conv_backward", &conv_backward, py::arg("grad_output"), py::arg("output"), py::arg("input"), py::arg("weight"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("transposed"),
+        py::arg("activation"), py::arg("negative_slope"), py::arg("output_mask"));
 }

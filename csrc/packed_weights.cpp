@@ -115,11 +115,6 @@ State state_of(const at::Tensor& weight) {
 
 thread_local int packing_afresh = 0;
 
-bool may_be_kept(const at::Tensor& weight) {
-  return packing_afresh == 0 && !at::GradMode::is_enabled() && weight.is_cpu() &&
-         weight.unsafeGetTensorImpl()->version_counter().enabled() && weight.is_non_overlapping_and_dense();
-}
-
 // ---- the packings ---------------------------------------------------------------------------------------------------
 
 class PackedWeights {
@@ -222,8 +217,13 @@ PackAfresh::PackAfresh() { ++packing_afresh; }
 
 PackAfresh::~PackAfresh() { --packing_afresh; }
 
+bool may_keep_packed(const at::Tensor& weight) {
+  return packing_afresh == 0 && !at::GradMode::is_enabled() && weight.is_cpu() &&
+         weight.unsafeGetTensorImpl()->version_counter().enabled() && weight.is_non_overlapping_and_dense();
+}
+
 at::Tensor packed_weight(const at::Tensor& weight, at::IntArrayRef key, const std::function<at::Tensor()>& pack) {
-  if (!may_be_kept(weight)) return pack();
+  if (!may_keep_packed(weight)) return pack();
   const Identity identity = identity_of(weight, key);
   const State state = state_of(weight);  // before packing: a write meanwhile makes the packing one of an older state
   at::Tensor packed = packings.find(identity, state);

@@ -21,6 +21,9 @@ namespace artkernels {
 // never one to all of it, or to a 1/512 of it that is contiguous. After one, call artkernels.clear_packed_weights().
 at::Tensor packed_weight(const at::Tensor& weight, at::IntArrayRef key, const std::function<at::Tensor()>& pack);
 
+// Whether that packing is or will be kept.
+bool may_keep_packed(const at::Tensor& weight);
+
 // While one lives, this thread packs afresh: for the methods of a C++ autograd function, which run with gradients off
 // although this is training.
 class PackAfresh {

@@ -1,5 +1,6 @@
 """The command line makes the picture asked for, or says in one sentence why not, and leaves nothing half made."""
 
+import contextlib
 import importlib.util
 import json
 import signal
@@ -152,13 +153,19 @@ def test_every_photograph_is_checked_before_the_first_is_painted(folder, capsys)
 @needs_weights
 def test_an_interrupt_leaves_with_130_and_nothing_half_made(folder):
     command = [sys.executable, "-m", "artkernels", "stylize", "photo.jpg", *STYLE, "--size", "64", "--steps", "100000"]
-    process = subprocess.Popen(
-        [*command, "--output", "out.png", "--save-every", "1"], stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(folder.glob("out-*.png")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a script's background jobs inherit it
+    try:
+        process = subprocess.Popen(
+            [*command, "--output", "out.png", "--save-every", "1"], stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(process.kill)
+        while process.poll() is None and not list(folder.glob("out-*.png")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "out.png" not in made(folder)

@@ -1,12 +1,18 @@
 """Properties of F.feature_statistics; run on the CPU kernels and, emulated, on the CUDA kernels."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from artkernels import functional as F
 from artkernels import reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from opcheck import opcheck
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -77,7 +83,7 @@ def test_gradients_of_the_statistics(options: dict) -> None:
 def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     x = features((2, 4, 3, 5), dtype, layout).requires_grad_()
     for options in ((4, False), (2, False), (4, True)):
-        torch.library.opcheck(torch.ops.artkernels.feature_statistics, (x, *options, 0.0))
+        opcheck(torch.ops.artkernels.feature_statistics, (x, *options, 0.0))
 
 
 def test_bad_input_gets_one_sentence() -> None:

@@ -184,3 +184,29 @@ def _(
 ) -> Tensor:
     shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     return empty_map(input, shape, is_channels_last(input) or is_channels_last(grad_output))
+
+
+@torch.library.register_fake("artkernels::conv_backward")
+def _(
+    grad_output: Tensor,
+    output: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    transposed: bool,
+    activation: str,
+    negative_slope: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels_last = is_channels_last(grad_output)
+    parameters = torch.promote_types(grad_output.dtype, torch.float32)
+    nothing = grad_output.new_empty(0, dtype=parameters)
+    wants_input, wants_weight, wants_bias = output_mask
+    return (
+        empty_map(grad_output, input.shape, channels_last or is_channels_last(weight)) if wants_input else nothing,
+        empty_map(grad_output, weight.shape, channels_last or is_channels_last(input)) if wants_weight else nothing,
+        grad_output.new_empty(grad_output.shape[1], dtype=parameters) if wants_bias else nothing,
+    )

@@ -105,6 +105,16 @@ ARTKERNELS_INLINE vfloat activation_backward(vfloat grad_output, vfloat z, float
   return grad_output;
 }
 
+// The same from the activation's output y, of those that it tells the derivative of.
+template <Activation activation>
+ARTKERNELS_INLINE vfloat derivative_from_output(vfloat grad_output, vfloat y, float negative_slope) {
+  if constexpr (activation == Activation::Relu) return y <= 0.f ? vfloat{} : grad_output;  // NaN passes
+  if constexpr (activation == Activation::LeakyRelu) return y > 0.f ? grad_output : grad_output * negative_slope;
+  if constexpr (activation == Activation::Tanh) return grad_output * (1.f - y * y);
+  if constexpr (activation == Activation::Sigmoid) return grad_output * (1.f - y) * y;
+  return grad_output;
+}
+
 constexpr bool is_cheap(Activation activation) {
   return activation == Activation::None || activation == Activation::Relu || activation == Activation::LeakyRelu;
 }

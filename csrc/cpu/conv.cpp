@@ -155,12 +155,13 @@ class Kernel {
   int64_t first_pixel(const Item& item) const { return item.image * plane() + item.row * g_.rows.phases * p_.OW; }
 
   void pack_row_of(const Item& item, int64_t image, int64_t row, float* out) const {
+    const Map<scalar_t> map = input_map<scalar_t>(p_);
+    const int64_t channel = item.group * g_.C;
     if (g_.images_are_columns) {
-      const scalar_t* const x = static_cast<const scalar_t*>(p_.input) + image * p_.C + item.group * g_.C;
-      return pack_pixels<scalar_t>({x, p_.C, 1}, item.images, g_.C, out, g_.pixel);
+      const Row<scalar_t> images = {map.data, map.activated, p_.C, 1};
+      return pack_row(map, images.from(image * p_.C + channel), item.images, g_.C, out, g_.pixel);
     }
-    pack_bordered_row(input_row<scalar_t>(p_, image, row, item.group * g_.C), p_.W, g_.columns.low, g_.width,
-                      p_.reflect, g_.C, out, g_.pixel);
+    pack_bordered_row(map, map.row(image, row, channel), g_.columns.low, g_.width, g_.C, out, g_.pixel);
   }
 
   // Pixels of the item are `width` elements apart at `out`.
@@ -237,7 +238,8 @@ class Kernel {
         p_.packed_weight + (item.group * g_.panels + panel) * p_.rows.kernel * p_.columns.kernel * g_.C * PANEL;
     const int64_t count = pairs.end - pairs.begin, tiles = divided_up(count, TILE_PAIRS);
     auto finished = finish<Activation::None, out_t>;
-    with_activation(p_.activation, [&](auto a) { finished = finish<decltype(a)::activation, out_t>; });
+    if (!p_.activated)
+      with_activation(p_.activation, [&](auto a) { finished = finish<decltype(a)::activation, out_t>; });
     alignas(64) float sums[2 * TILE_PAIRS * PANEL];
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = pairs.begin + count * t / tiles, height = pairs.begin + count * (t + 1) / tiles - begin;

@@ -112,8 +112,9 @@ class Kernel {
 
   // Packed row `row` of those that begin with the first which block row `first` reads.
   void pack(int64_t image, int64_t first, int64_t row) const {
-    pack_bordered_row(input_row<scalar_t>(p_, image, first + row - (b_.row_taps - 1), 0), p_.W, -(b_.column_taps - 1),
-                      b_.line, p_.reflect, p_.C, input_ + row * b_.line * p_.C, p_.C);
+    const Map<scalar_t> map = input_map<scalar_t>(p_);
+    pack_bordered_row(map, map.row(image, first + row - (b_.row_taps - 1), 0), -(b_.column_taps - 1), b_.line, p_.C,
+                      input_ + row * b_.line * p_.C, p_.C);
   }
 
   // Block row `row`, of which the packed rows begin at `input`.
@@ -125,7 +126,7 @@ class Kernel {
         for (int64_t i = 0; i < terms; i += run)
           multiply_tile(tiles - q, input + (y * b_.line + q * RUN * b_.step) * p_.C + i, b_.step * p_.C,
                         smaller(run, terms - i), p_.packed_weight + (y * terms + i) * LANES, sums_ + q * RUN * LANES);
-    with_activation(p_.activation, [&](auto a) {
+    with_activation(p_.activated ? Activation::None : p_.activation, [&](auto a) {
       finish<decltype(a)::activation>(sums_, b_.columns, scale_, bias_, p_.negative_slope);
     });
     for (int64_t a = 0; a < b_.height; ++a) {

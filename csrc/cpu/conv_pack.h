@@ -2,7 +2,7 @@
 // whatever the tensor's layout and dtype.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/activation.h"
 
 namespace artkernels::cpu {
 namespace {
@@ -10,72 +10,118 @@ namespace {
 // Pixels of one row of an image, or of one column of images: channels `channel` elements apart, pixels `pixel`.
 template <typename scalar_t>
 struct Row {
-  const scalar_t* first;
+  const scalar_t* first;      // null: a row beyond the image
+  const scalar_t* activated;  // the output of the activation that this is the gradient of, or null
   int64_t pixel, channel;
+
+  Row from(int64_t offset) const { return {first + offset, activated ? activated + offset : nullptr, pixel, channel}; }
+};
+
+// The maps of a batch, or the gradients of an activation's output, which become those of its input as they are read.
+template <typename scalar_t>
+struct Map {
+  const scalar_t *data, *activated;
+  Activation activation;
+  float negative_slope;
+  int64_t C, H, W;
+  bool channels_last;
+  bool reflect;  // beyond the map lies the map reflected, instead of zeros
+
+  // Row `row` of an image's channels from `channel` on.
+  Row<scalar_t> row(int64_t image, int64_t row, int64_t channel) const {
+    if (reflect) row = row < 0 ? -row : row >= H ? 2 * (H - 1) - row : row;
+    if (row < 0 || row >= H) return {nullptr, nullptr, 0, 0};
+    const Row<scalar_t> all = {data, activated, channels_last ? C : 1, channels_last ? 1 : H * W};
+    return all.from(channels_last ? (image * H + row) * W * C + channel : ((image * C + channel) * H + row) * W);
+  }
 };
 
 template <typename scalar_t>
-void pack_pixels(const Row<scalar_t>& row, int64_t count, int64_t C, float* out, int64_t pixel) {
-  for (int64_t j = 0; j < count; ++j, out += pixel) {
-    const scalar_t* const x = row.first + j * row.pixel;
-    int64_t c = 0;
-    for (; c + VL <= C; c += VL) store(out + c, load(x + c));
-    if (c < C) store_partial(out + c, load_partial(x + c, C - c), C - c);
-  }
+Map<scalar_t> input_map(const ConvParams& p) {
+  return {static_cast<const scalar_t*>(p.input),
+          static_cast<const scalar_t*>(p.activated),
+          p.activation,
+          p.negative_slope,
+          p.C,
+          p.H,
+          p.W,
+          p.input_channels_last,
+          p.reflect};
 }
 
-template <typename scalar_t>
-void pack_planes(const Row<scalar_t>& row, int64_t count, int64_t C, float* out, int64_t pixel) {
+// `count` lanes from `offset` on.
+template <Activation activation, typename scalar_t>
+ARTKERNELS_INLINE vfloat load_row(const Row<scalar_t>& row, int64_t offset, int64_t count, float negative_slope) {
+  const vfloat x = load_up_to(row.first + offset, count);
+  if constexpr (activation == Activation::None) return x;
+  return derivative_from_output<activation>(x, load_up_to(row.activated + offset, count), negative_slope);
+}
+
+template <Activation activation, typename scalar_t>
+void pack_pixels(const Row<scalar_t>& row, int64_t count, int64_t C, float negative_slope, float* out, int64_t pixel) {
+  if (row.pixel == C && pixel == C) C *= count, count = 1;
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t c = 0; c < C; c += VL)
+      store_up_to(out + j * pixel + c, load_row<activation>(row, j * row.pixel + c, C - c, negative_slope), C - c);
+}
+
+template <Activation activation, typename scalar_t>
+void pack_planes(const Row<scalar_t>& row, int64_t count, int64_t C, float negative_slope, float* out, int64_t pixel) {
   for (int64_t c = 0; c < C; c += VL)
     for (int64_t j = 0; j < count; j += VL) {
       vfloat rows[VL];
-      const scalar_t* const x = row.first + c * row.channel + j;
-      if (c + VL <= C && j + VL <= count) {
+      const int64_t channels = C - c, pixels = count - j, x = c * row.channel + j;
+      if (channels >= VL && pixels >= VL) {
         ARTKERNELS_UNROLL
-        for (int i = 0; i < VL; ++i) rows[i] = load(x + i * row.channel);
+        for (int i = 0; i < VL; ++i) rows[i] = load_row<activation>(row, x + i * row.channel, VL, negative_slope);
         transpose(rows);
         ARTKERNELS_UNROLL
         for (int i = 0; i < VL; ++i) store(out + (j + i) * pixel + c, rows[i]);
       } else {
-        for (int i = 0; i < VL; ++i) rows[i] = c + i < C ? load_up_to(x + i * row.channel, count - j) : vfloat{};
+        for (int i = 0; i < VL; ++i)
+          rows[i] = i < channels ? load_row<activation>(row, x + i * row.channel, pixels, negative_slope) : vfloat{};
         transpose(rows);
-        for (int i = 0; i < VL && j + i < count; ++i) store_up_to(out + (j + i) * pixel + c, rows[i], C - c);
+        // Whole vectors where the pixels that follow overwrite what is too much.
+        const int64_t end = (count - 1) * pixel + C - VL;
+        for (int i = 0; i < VL && i < pixels; ++i) {
+          float* const to = out + (j + i) * pixel + c;
+          if (C <= VL && to - out <= end) store(to, rows[i]);
+          else store_up_to(to, rows[i], channels);
+        }
       }
     }
 }
 
 // `count` pixels of C channels, `pixel` floats apart.
 template <typename scalar_t>
-void pack_row(const Row<scalar_t>& row, int64_t count, int64_t C, float* out, int64_t pixel) {
-  if (row.channel == 1) pack_pixels(row, count, C, out, pixel);
-  else pack_planes(row, count, C, out, pixel);
+void pack_row(const Map<scalar_t>& map, const Row<scalar_t>& row, int64_t count, int64_t C, float* out, int64_t pixel) {
+  auto pack = [&](auto a) {
+    if (row.channel == 1) pack_pixels<a.activation>(row, count, C, map.negative_slope, out, pixel);
+    else pack_planes<a.activation>(row, count, C, map.negative_slope, out, pixel);
+  };
+  switch (row.activated ? map.activation : Activation::None) {
+    case Activation::Relu: return pack(ActivationConstant<Activation::Relu>{});
+    case Activation::LeakyRelu: return pack(ActivationConstant<Activation::LeakyRelu>{});
+    case Activation::Tanh: return pack(ActivationConstant<Activation::Tanh>{});
+    case Activation::Sigmoid: return pack(ActivationConstant<Activation::Sigmoid>{});
+    default: return pack(ActivationConstant<Activation::None>{});
+  }
 }
 
-// Row `row` of an image's channels from `channel` on, which may be beyond the image: reflected, or null.
+// Pixels [first, first + width) of a row of the map, which they may exceed on either side: zeros, or the row reflected.
 template <typename scalar_t>
-Row<scalar_t> input_row(const Conv& p, int64_t image, int64_t row, int64_t channel) {
-  if (p.reflect) row = row < 0 ? -row : row >= p.H ? 2 * (p.H - 1) - row : row;
-  const scalar_t* const x = static_cast<const scalar_t*>(p.input);
-  if (row < 0 || row >= p.H) return {nullptr, 0, 0};
-  if (p.input_channels_last) return {x + (image * p.H + row) * p.W * p.C + channel, p.C, 1};
-  return {x + ((image * p.C + channel) * p.H + row) * p.W, 1, p.H * p.W};
-}
-
-// Input pixels [first, first + width) of a row of W, which they may exceed on either side: zeros, or the row reflected.
-// A null row is one beyond the image.
-template <typename scalar_t>
-void pack_bordered_row(const Row<scalar_t>& row, int64_t W, int64_t first, int64_t width, bool reflect, int64_t C,
+void pack_bordered_row(const Map<scalar_t>& map, const Row<scalar_t>& row, int64_t first, int64_t width, int64_t C,
                        float* out, int64_t pixel) {
   auto zero = [&](int64_t begin, int64_t end) {
     if (end > begin) __builtin_memset(out + begin * pixel, 0, (end - begin) * pixel * sizeof(float));
   };
   if (!row.first) return zero(0, width);
   const int64_t left = first < 0 ? -first : 0, skipped = first < 0 ? 0 : first;
-  const int64_t count = W - skipped < width - left ? W - skipped : width - left, end = left + count;
+  const int64_t count = map.W - skipped < width - left ? map.W - skipped : width - left, end = left + count;
   zero(0, left);
   zero(end, width);
-  pack_row<scalar_t>({row.first + skipped * row.pixel, row.pixel, row.channel}, count, C, out + left * pixel, pixel);
-  if (!reflect) return;
+  pack_row(map, row.from(skipped * row.pixel), count, C, out + left * pixel, pixel);
+  if (!map.reflect) return;
   auto copy = [&](int64_t to, int64_t from) {
     __builtin_memcpy(out + to * pixel, out + from * pixel, C * sizeof(float));
   };

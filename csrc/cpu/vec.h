@@ -104,18 +104,34 @@ ARTKERNELS_INLINE float load_one(const scalar_t* p) {
   return load(lanes)[0];
 }
 
+// to[i] = from[i] for i < count <= lanes, by copies of powers of two: a compiler knows no better of a count that it
+// does not know.
+template <int lanes, typename scalar_t>
+ARTKERNELS_INLINE void copy_lanes(scalar_t* to, const scalar_t* from, int64_t count) {
+  if (count >= lanes) {
+    __builtin_memcpy(to, from, lanes * sizeof(scalar_t));
+    return;
+  }
+  if constexpr (lanes > 1) {
+    constexpr int half = lanes / 2;
+    if (count < half) return copy_lanes<half>(to, from, count);
+    __builtin_memcpy(to, from, half * sizeof(scalar_t));
+    copy_lanes<half>(to + half, from + half, count - half);
+  }
+}
+
 // The first `count` lanes, the others 0; nothing is read or written beyond them.
 template <typename scalar_t>
 ARTKERNELS_INLINE vfloat load_partial(const scalar_t* p, int64_t count) {
   alignas(64) scalar_t lanes[VL] = {};
-  for (int64_t i = 0; i < count && i < VL; ++i) lanes[i] = p[i];
+  copy_lanes<VL>(lanes, p, count);
   return load(lanes);
 }
 template <typename scalar_t>
 ARTKERNELS_INLINE void store_partial(scalar_t* p, vfloat v, int64_t count) {
   alignas(64) scalar_t lanes[VL];
   store(lanes, v);
-  for (int64_t i = 0; i < count && i < VL; ++i) p[i] = lanes[i];
+  copy_lanes<VL>(p, lanes, count);
 }
 template <typename scalar_t>
 ARTKERNELS_INLINE vfloat load_up_to(const scalar_t* p, int64_t count) {

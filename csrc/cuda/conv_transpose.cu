@@ -1,7 +1,7 @@
 // Plans and launches a transposed convolution; merges its statistics. See conv_transpose.h and params.h.
 #include <algorithm>
-#include <numeric>
 
+#include "../include/conv_phase.h"
 #include "conv_transpose.cuh"
 #include "conv_transpose.h"
 #include "norm_act.cuh"
@@ -47,24 +47,9 @@ __global__ __launch_bounds__(kMergeThreads) void conv_transpose_merge_kernel(
 
 // ---- phases ---------------------------------------------------------------------------------------------------------
 
-Phase make_phase(const Axis& axis, int index, const Window& window) {
-  const int common = std::gcd(axis.stride, static_cast<int>(window.dilation));
-  const int padding = static_cast<int>(window.padding), dilation = static_cast<int>(window.dilation);
-  Phase f{};
-  f.outputs = static_cast<int>(ceil_div(axis.output - index, axis.stride));
-  f.tap_step = axis.stride / common;
-  f.shift_step = dilation / common;
-  auto distance = [&] { return index + padding - f.first_tap * dilation; };
-  while (f.first_tap < f.tap_step && distance() % axis.stride) ++f.first_tap;
-  if (f.first_tap == f.tap_step || f.first_tap >= axis.kernel) return f;
-  f.taps = static_cast<int>(ceil_div(axis.kernel - f.first_tap, f.tap_step));
-  f.shift = distance() / axis.stride;
-  for (; f.taps > 0 && f.shift >= axis.input; --f.taps) {  // reads beyond the end
-    f.first_tap += f.tap_step;
-    f.shift -= f.shift_step;
-  }
-  while (f.taps > 0 && f.shift - f.reach() + f.outputs <= 0) --f.taps;  // reads before the start
-  return f;
+Phase make_phase(const Residue& r) {
+  return {static_cast<int>(r.outputs),  static_cast<int>(r.taps),  static_cast<int>(r.first_tap),
+          static_cast<int>(r.tap_step), static_cast<int>(r.shift), static_cast<int>(r.shift_step)};
 }
 
 Axis make_axis(int64_t input, int64_t output, const Window& window) {
@@ -74,7 +59,8 @@ Axis make_axis(int64_t input, int64_t output, const Window& window) {
   axis.kernel = static_cast<int>(window.kernel);
   axis.stride = static_cast<int>(input == 1 && output <= kMaxPhases ? output : window.stride);
   axis.phases = std::min(axis.stride, axis.output);
-  for (int i = 0; i < std::min(axis.phases, kMaxPhases); ++i) axis.phase[i] = make_phase(axis, i, window);
+  for (int i = 0; i < std::min(axis.phases, kMaxPhases); ++i)
+    axis.phase[i] = make_phase(residue_of(i, axis.stride, input, output, window));
   return axis;
 }
 

@@ -1,9 +1,8 @@
 // What the kernels of the transposed convolution share: its phases, the tiles that blocks take, a call as they see it.
 //
-// Output position o of an axis takes the inputs i = (o + padding - tap dilation) / stride that are whole, so outputs
-// with the same o % stride, a phase, take the same taps: each pair of a vertical and a horizontal phase is a stride-1
-// convolution, and no zero is multiplied. An implicit GEMM does it: its rows are the pixels of a phase, its columns
-// output channels, its depth the input channels times the phase's taps.
+// Each pair of a vertical and a horizontal phase (include/conv_phase.h) is a stride-1 convolution. An implicit GEMM
+// does it: its rows are the pixels of a phase, its columns output channels, its depth the input channels times the
+// phase's taps.
 #pragma once
 
 #include "launch.cuh"
@@ -12,8 +11,7 @@ namespace artkernels::cuda {
 
 constexpr int kMaxPhases = 16;
 
-// Along one axis, the outputs o = phase + m * stride, m < outputs. Tap t < taps of them is tap first_tap + t * tap_step
-// of the kernel, and reads input m + shift - t * shift_step. Taps that read nothing but zeros are left out.
+// A Residue of include/conv_phase.h as the kernels read it.
 struct Phase {
   int outputs;
   int taps, first_tap, tap_step;

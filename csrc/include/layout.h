@@ -36,6 +36,10 @@ inline at::Tensor empty_like_dense(const at::Tensor& x) {
   return at::empty_like(x.movedim(1, -1), at::MemoryFormat::Contiguous).movedim(-1, 1);
 }
 
+// A tensor's data, or null where there is none.
+inline const float* floats(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+inline const void* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+
 inline FeatureMap feature_map(const at::Tensor& x) {
   const auto dtype = x.scalar_type() == at::kHalf       ? ScalarType::Half
                      : x.scalar_type() == at::kBFloat16 ? ScalarType::BFloat16

@@ -105,18 +105,22 @@ struct Window {
 // Whose statistics a convolution gathers beside its output: nobody's, the batch's ([K]) or each image's ([N, K]).
 enum class Statistics : int { None, Batch, Instance };
 
-// What a convolution and a transposed convolution share. conv(input, weight) below is either of them:
-//
-//   z = scale conv(input, weight) + bias        output = activation(z)
-//
-// Statistics are those of z, and are only asked for with Activation::None.
-struct Conv {
-  ScalarType dtype;    // of input, weight and output
+// What every convolution and every gradient of one has.
+struct ConvShape {
+  ScalarType dtype;    // of all feature maps and weights
   int64_t N, C, H, W;  // input: [N, C, H, W] or, input_channels_last, [N, H, W, C]
   int64_t K, OH, OW;   // output: [N, K, OH, OW] or, output_channels_last, [N, OH, OW, K]
   bool input_channels_last, output_channels_last;
   int64_t groups;  // divides C and K
   Window rows, columns;
+};
+
+// What a convolution and a transposed convolution share. conv(input, weight) below is either of them:
+//
+//   z = scale conv(input, weight) + bias        output = activation(z)
+//
+// Statistics are those of z, and are only asked for with Activation::None.
+struct Conv : ConvShape {
   bool reflect;  // beyond the input lies the input reflected, instead of zeros; CPU
   const void* input;
   const float* scale;  // [K], or null: 1
@@ -137,6 +141,25 @@ struct ConvParams : Conv {  // CPU
   const void* weight;         // read by the packing functions alone
   int64_t weight_strides[4];  // elements to the next input channel, output channel, row, column of the kernel
   float* packed_weight;       // written by the packing functions
+  // Where the input is the gradient of an activation's output: that output, as the input lies in memory, or null. The
+  // input is then multiplied as it is read by the derivative of `activation`, which is not applied to the output.
+  const void* activated;
+};
+
+// grad_weight[k, c, tap] = sum over images and pixels of input[c, o stride - padding + tap dilation] grad_output[k, o],
+// of conv2d; of a transposed convolution with the roles swapped: its grad_output is `input`, its input `grad_output`.
+struct ConvWeightGradParams : ConvShape {  // CPU
+  const void* input;
+  const void* grad_output;    // [N, K, OH, OW] or, output_channels_last, [N, OH, OW, K]
+  void* grad_weight;          // in the order of weight_strides
+  int64_t weight_strides[4];  // elements to the next input channel, output channel, row, column of the kernel
+  // The activation's output, as grad_output (transposed: input) lies in memory, or null. That map is then multiplied as
+  // it is read by the derivative of `activation`.
+  const void* activated;
+  bool transposed;  // which of the two maps is the gradient
+  Activation activation;
+  float negative_slope;
+  float* grad_bias;  // [K], sums of the gradient, or null; not transposed
 };
 
 struct ConvTransposeParams : Conv {  // CUDA

@@ -12,10 +12,4 @@ Tensors3 conv2d_act(const at::Tensor& input, const at::Tensor& weight, const Opt
                     at::IntArrayRef dilation, int64_t groups, bool reflect, std::string_view activation,
                     double negative_slope, std::string_view statistics);
 
-// [K, C / groups, kernel_h, kernel_w], of conv2d with this grad_output [N, K, OH, OW]. That of conv_transpose2d is the
-// same sum with the roles swapped: its grad_output as the input, its input as the grad_output.
-at::Tensor conv2d_weight_grad(const at::Tensor& input, const at::Tensor& grad_output, at::IntArrayRef kernel_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                              int64_t groups);
-
 }  // namespace artkernels

@@ -1,20 +1,17 @@
-// Autograd and autocast of the convolutions. In C++ for the reason given in norm_act_autograd.cpp. Every gradient is
-// one of the ops again, called through the dispatcher: each of them is differentiable, so any order of derivative is
-// right.
+// Autograd and autocast of the convolutions. In C++ for the reason given in norm_act_autograd.cpp. All gradients of a
+// convolution come from the op conv_backward. Where they are differentiated themselves, each is one of the other ops,
+// called through the dispatcher: all of them are differentiable, so any order of derivative is right.
 //
 //   conv2d:            grad_input = conv_transpose2d(grad, weight)   grad_weight = conv2d_weight_grad(input, grad)
 //   conv_transpose2d:  grad_input = conv2d(grad, weight)             grad_weight = conv2d_weight_grad(grad, input)
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/leaky_relu.h>
-#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/reflection_pad2d.h>
-#include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/tanh_backward.h>
-#include <ATen/ops/threshold_backward.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -62,7 +59,18 @@ Tensor call_conv2d_weight_grad(const Tensor& input, const Tensor& grad_output, S
   return op.call(input, grad_output, kernel_size, stride, padding, dilation, std::move(groups));
 }
 
-// ---- what the three derivatives share -------------------------------------------------------------------------------
+Tensors3 call_conv_backward(const Tensor& grad_output, const OptionalTensor& output, const Tensor& input,
+                            const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef padding,
+                            SymIntArrayRef dilation, SymInt groups, bool transposed, std::string_view activation,
+                            double negative_slope, std::array<bool, 3> output_mask) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("artkernels::conv_backward", "")
+                             .typed<decltype(call_conv_backward)>();
+  return op.call(grad_output, output, input, weight, stride, padding, dilation, std::move(groups), transposed,
+                 activation, negative_slope, output_mask);
+}
+
+// ---- what the derivatives share -------------------------------------------------------------------------------
 
 // How a convolution walks over its input; as torch.nn.functional has it.
 struct Walk {
@@ -99,12 +107,12 @@ Tensor transposed_convolution(const Tensor& input, const Tensor& weight, const W
                                                w.output_padding, w.groups, w.dilation, "none", 0, "none"));
 }
 
-// The first `size` pixels, where there are more: see `whole` in conv.cpp.
+// The first `size` pixels, where there are more: see `whole` in conv_weight_grad.cpp.
 Tensor convolution(const Tensor& input, const Tensor& weight, const Walk& w, SymIntArrayRef size) {
   Tensor output = std::get<0>(call_conv2d_act(input, weight, std::nullopt, std::nullopt, w.stride, w.padding,
                                               w.dilation, w.groups, false, "none", 0, "none"));
   for (int d = 0; d < 2; ++d)
-    if (w.output_padding[d] >= w.stride[d]) output = output.narrow_symint(2 + d, 0, size[2 + d]);
+    if (output.sym_size(2 + d) != size[2 + d]) output = output.narrow_symint(2 + d, 0, size[2 + d]);
   return output;
 }
 
@@ -116,22 +124,6 @@ void set_output_padding(Walk& w, SymIntArrayRef kernel, SymIntArrayRef from, Sym
 }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
-
-// Whether the output tells all that the derivative needs: then z is not kept.
-bool derives_from_output(Activation activation, double negative_slope) {
-  if (activation == Activation::LeakyRelu) return negative_slope >= 0;
-  return activation != Activation::Silu && activation != Activation::Gelu;
-}
-
-Tensor activation_backward(const Tensor& grad, const Tensor& output, Activation activation, double negative_slope) {
-  switch (activation) {
-    case Activation::Relu: return at::threshold_backward(grad, output, 0);
-    case Activation::LeakyRelu: return at::leaky_relu_backward(grad, output, negative_slope, true);
-    case Activation::Tanh: return at::tanh_backward(grad, output);
-    case Activation::Sigmoid: return at::sigmoid_backward(grad, output);
-    default: return grad;
-  }
-}
 
 // Those that derives_from_output() is false of.
 Tensor activate(const Tensor& z, Activation activation, double negative_slope) {
@@ -157,7 +149,7 @@ class Convolution : public torch::autograd::Function<Convolution> {
     ctx->mark_non_differentiable({mean, var});
     auto& saved = ctx->saved_data;
     saved["transposed"] = transposed;
-    saved["activation"] = int64_t(activation_of("", activation)), saved["negative_slope"] = negative_slope;
+    saved["activation"] = std::string(activation), saved["negative_slope"] = negative_slope;
     save(ctx, w);
     if (bias) saved["bias"] = bias->scalar_type();
     return {output, mean, var};
@@ -170,25 +162,17 @@ class Convolution : public torch::autograd::Function<Convolution> {
     const auto tensors = ctx->get_saved_variables();
     const Tensor &input = tensors[0], &weight = tensors[1], &output = tensors[2];
     auto& saved = ctx->saved_data;
-    const Tensor grad = activation_backward(grad_outputs[0], output, Activation(saved["activation"].toInt()),
-                                            saved["negative_slope"].toDouble());
+    const Walk w = saved_walk(ctx);
     const auto training = pack_afresh_if(ctx->needs_input_grad(1));
-    const bool transposed = saved["transposed"].toBool();
-    Walk w = saved_walk(ctx);
-    const auto kernel = weight.sym_sizes().slice(2);
-    if (ctx->needs_input_grad(1)) {
-      const auto& [x, g] = transposed ? std::tie(grad, input) : std::tie(input, grad);
-      grads[1] = call_conv2d_weight_grad(x, g, kernel, w.stride, w.padding, w.dilation, w.groups);
-    }
-    if (ctx->needs_input_grad(0)) {
-      if (!transposed) set_output_padding(w, kernel, grad.sym_sizes(), input.sym_sizes());
-      grads[0] = transposed ? convolution(grad, weight, w, input.sym_sizes()) : transposed_convolution(grad, weight, w);
-    }
-    if (saved.count("bias") && ctx->needs_input_grad(2)) {
-      const auto dtype = saved["bias"].toScalarType();
-      grads[2] =
-          grad.sum({0, 2, 3}, /*keepdim=*/false, dtype == grad.scalar_type() ? std::nullopt : std::optional(dtype));
-    }
+    const std::array<bool, 3> wanted = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                        saved.count("bias") && ctx->needs_input_grad(2)};
+    const auto [grad_input, grad_weight, grad_bias] =
+        call_conv_backward(grad_outputs[0], output.defined() ? OptionalTensor(output) : std::nullopt, input, weight,
+                           w.stride, w.padding, w.dilation, w.groups, saved["transposed"].toBool(),
+                           saved["activation"].toStringRef(), saved["negative_slope"].toDouble(), wanted);
+    if (wanted[0]) grads[0] = grad_input;
+    if (wanted[1]) grads[1] = grad_weight;
+    if (wanted[2]) grads[2] = grad_bias.to(saved["bias"].toScalarType());
     return grads;
   }
 };
@@ -239,6 +223,46 @@ Tensors3 conv2d_act_autograd(const Tensor& input, const Tensor& weight, const Op
   }
   return differentiable("conv2d_act", padded, weight, bias, scale, /*transposed=*/false, walk, activation,
                         negative_slope, statistics);
+}
+
+// ---- all gradients at once ------------------------------------------------------------------------------------------
+
+// Of ops that have derivatives. Their own gradients come from here again.
+Tensors3 differentiable_backward(const Tensor& grad_output, const OptionalTensor& output, const Tensor& input,
+                                 const Tensor& weight, Walk w, bool transposed, std::string_view activation,
+                                 double negative_slope, std::array<bool, 3> output_mask) {
+  const Activation a = activation_of("conv_backward", activation);
+  const Tensor grad =
+      a == Activation::None ? grad_output : activation_backward(grad_output, *output, a, negative_slope);
+  const auto dtype = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor nothing = at::empty({0}, grad.options().dtype(dtype));
+  Tensors3 result = {nothing, nothing, nothing};
+  auto& [grad_input, grad_weight, grad_bias] = result;
+  const auto kernel = weight.sym_sizes().slice(2);
+  if (output_mask[1]) {
+    const auto& [x, g] = transposed ? std::tie(grad, input) : std::tie(input, grad);
+    grad_weight = call_conv2d_weight_grad(x, g, kernel, w.stride, w.padding, w.dilation, w.groups);
+  }
+  if (output_mask[0]) {
+    if (!transposed) set_output_padding(w, kernel, grad.sym_sizes(), input.sym_sizes());
+    grad_input = transposed ? convolution(grad, weight, w, input.sym_sizes()) : transposed_convolution(grad, weight, w);
+  }
+  if (output_mask[2]) grad_bias = grad.sum({0, 2, 3}, /*keepdim=*/false, dtype);
+  return result;
+}
+
+Tensors3 conv_backward_autograd(const Tensor& grad_output, const OptionalTensor& output, const Tensor& input,
+                                const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef padding,
+                                SymIntArrayRef dilation, SymInt groups, bool transposed, std::string_view activation,
+                                double negative_slope, std::array<bool, 3> output_mask) {
+  if (is_differentiated(grad_output) || is_differentiated(output) || is_differentiated(input) ||
+      is_differentiated(weight))
+    return differentiable_backward(grad_output, output, input, weight,
+                                   {stride.vec(), padding.vec(), {0, 0}, dilation.vec(), groups}, transposed,
+                                   activation, negative_slope, output_mask);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_conv_backward(grad_output, output, input, weight, stride, padding, dilation, groups, transposed,
+                            activation, negative_slope, output_mask);
 }
 
 // ---- the gradient of the weight, and its own ------------------------------------------------------------------------
@@ -315,6 +339,7 @@ TORCH_LIBRARY_IMPL(artkernels, Autograd, m) {
   m.impl("conv_transpose2d_act", &conv_transpose2d_act_autograd);
   m.impl("conv2d_act", &conv2d_act_autograd);
   m.impl("conv2d_weight_grad", &conv2d_weight_grad_autograd);
+  m.impl("conv_backward", &conv_backward_autograd);
 }
 
 TORCH_LIBRARY_IMPL(artkernels, AutocastCPU, m) {

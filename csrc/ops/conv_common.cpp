@@ -1,22 +1,30 @@
 #include "ops/conv_common.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/leaky_relu_backward.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
+#include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/tanh.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "include/checks.h"
 #include "include/layout.h"
+#include "ops/conv_cpu.h"
 
 namespace artkernels {
 namespace {
@@ -54,6 +62,28 @@ Tensor stock_convolution(const ConvCall& c, const Tensor& bias) {
   if (!c.transposed && stock_is_wrong(c.input, c.columns))
     return convolve([](const Tensor& t) { return t.to(at::kFloat); }).to(dtype);
   return convolve([dtype](const Tensor& t) { return t.to(dtype); });
+}
+
+// oneDNN's convolution with bias and activation in its epilogue, the op that torch.compile puts in the place of the
+// two; undefined where it does not take the call. With activations alone that are exact in any implementation.
+Tensor fused_convolution(const ConvCall& c) {
+  static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_convolution_pointwise", ""});
+  const auto dtype = c.input.scalar_type();
+  const bool exact = c.activation == Activation::Relu || c.activation == Activation::LeakyRelu;
+  if (!op || !exact || c.transposed || c.scale.defined() || (c.bias.defined() && !c.bias_fits) || !c.input.is_cpu() ||
+      !at::globalContext().userEnabledMkldnn() || stock_is_wrong(c.input, c.columns) ||
+      !(dtype == at::kFloat || (dtype == at::kBFloat16 && multiplies_bfloat16())))
+    return {};
+  using Signature =
+      Tensor(const Tensor&, const Tensor&, const OptionalTensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef,
+             int64_t, std::string_view, c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+  c10::List<std::optional<at::Scalar>> slope;
+  if (c.activation == Activation::LeakyRelu) slope.push_back(at::Scalar(c.negative_slope));
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op->typed<Signature>().call(
+      c.input, c.weight, c.bias.defined() ? OptionalTensor(c.bias.to(dtype)) : std::nullopt,
+      {c.rows.padding, c.columns.padding}, {c.rows.stride, c.columns.stride}, {c.rows.dilation, c.columns.dilation},
+      c.groups, c.activation == Activation::Relu ? "relu" : "leaky_relu", slope, "");
 }
 
 void activate_(Tensor& z, Activation activation, double negative_slope) {
@@ -185,7 +215,26 @@ bool stock_is_wrong(const Tensor& input, const Window& w) {
          input.size(3) <= w.dilation * (w.kernel - 1);
 }
 
+bool derives_from_output(Activation activation, double negative_slope) {
+  if (activation == Activation::LeakyRelu) return negative_slope >= 0;
+  return activation != Activation::Silu && activation != Activation::Gelu;
+}
+
+Tensor activation_backward(const Tensor& grad, const Tensor& output, Activation activation, double negative_slope) {
+  switch (activation) {
+    case Activation::Relu: return at::threshold_backward(grad, output, 0);
+    case Activation::LeakyRelu: return at::leaky_relu_backward(grad, output, negative_slope, true);
+    case Activation::Tanh: return at::tanh_backward(grad, output);
+    case Activation::Sigmoid: return at::sigmoid_backward(grad, output);
+    default: return grad;
+  }
+}
+
 Tensors3 run_stock(const ConvCall& c) {
+  if (const Tensor output = fused_convolution(c); output.defined()) {
+    const auto [_, mean, var] = empty_result(c);
+    return {as_map(output, c.channels_last), mean, var};
+  }
   const bool adds_bias_itself = c.bias_fits && !c.scale.defined();
   Tensor z = stock_convolution(c, adds_bias_itself ? c.bias : Tensor());
   if (c.scale.defined() || (c.bias.defined() && !adds_bias_itself)) {

@@ -28,6 +28,8 @@ struct ConvCall {
   double negative_slope;
   std::string_view activation_name;
   Statistics statistics;
+  // Of conv_backward, on the CPU: see ConvParams. The activation is then the one whose derivative is applied.
+  at::Tensor activated;
 };
 
 // A transposed call has a weight [C, K / groups, ...] and an output_padding, another one [K, C / groups, ...] and none.
@@ -62,7 +64,17 @@ bool stock_is_wrong(const at::Tensor& input, const Window& columns);
 // What kernels are told of a call, all but the pointers.
 Conv conv_params(const ConvCall& call);
 
-// (output, mean, var) by torch's convolution and the kernels of norm_act.
+// (output, mean, var), by whatever is fastest.
+Tensors3 run_conv(const ConvCall& call);
+
+// The same by torch's convolution and the kernels of norm_act.
 Tensors3 run_stock(const ConvCall& call);
+
+// Whether the output tells all that the activation's derivative needs: then its input is not kept.
+bool derives_from_output(Activation activation, double negative_slope);
+
+// The gradient before an activation that this is true of. Differentiable.
+at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& output, Activation activation,
+                               double negative_slope);
 
 }  // namespace artkernels

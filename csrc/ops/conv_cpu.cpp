@@ -13,13 +13,17 @@ namespace {
 
 using at::Tensor;
 
-// All but the pointers. A convolution of stride 1 to few channels becomes the transposed one that is an image layer.
+// All but the pointers to what is written. A convolution of stride 1 to few channels becomes the transposed one that is
+// an image layer.
 ConvParams params_of(const ConvCall& call) {
   ConvParams p{};
   static_cast<Conv&>(p) = conv_params(call);
   const auto s = call.weight.strides();
   p.transposed = call.transposed;
   p.weight = call.weight.const_data_ptr();
+  p.scale = floats(call.scale);
+  p.bias = floats(call.bias);
+  p.activated = data_or_null(call.activated);
   if (call.transposed) {
     std::copy(s.begin(), s.end(), p.weight_strides);
     return p;
@@ -44,28 +48,28 @@ double multiplications(const ConvParams& p) {
   return pixels * p.C * (p.K / p.groups) * p.rows.kernel * p.columns.kernel;
 }
 
-// Whether oneDNN multiplies bfloat16 as such, at two to eight times the speed of float32; here it is widened.
-bool multiplies_bfloat16() {
-#if defined(ARTKERNELS_X86)
-  return __builtin_cpu_supports("avx512bf16");  // which every CPU with AMX has, too
-#else
-  return true;
-#endif
+// The share of an image layer's multiplications that are not by zeros where the stride is 1.
+double useful_share(const ConvParams& p) {
+  const double step = cpu::IMAGE_LAYER_LANES / p.K, taps = p.columns.kernel;
+  return p.OW < step ? 0 : p.K * step / cpu::IMAGE_LAYER_LANES * taps / (taps + step - 1);
 }
 
 // What was measured (benchmarks/bench_conv_transpose.py), against oneDNN: it is as fast as the machine where many
 // pixels of many channels come in its own layout, channels innermost, and loses by repacking in the other cases.
-bool is_faster(const ConvParams& p) {
+// A convolution with large weights and few pixels costs little more than packing them: `kept` says that this is not
+// done at every call.
+bool is_faster(const ConvParams& p, bool kept) {
   static const bool stock_is_wide = multiplies_bfloat16();
   const int64_t pixels = p.N * p.OH * p.OW;
   const bool one_pixel = p.H == 1 && p.W == 1 && p.transposed;
   if (p.dtype == ScalarType::BFloat16 && stock_is_wide && !one_pixel && pixels > (p.output_channels_last ? 256 : 1024))
     return cpu::is_image_layer(p) && pixels <= 4096;
-  if (cpu::is_image_layer(p)) return true;
+  if (cpu::is_image_layer(p)) return p.rows.stride * p.columns.stride > 1 || useful_share(p) >= 0.4;
   if (p.K / p.groups < 8) return false;  // panels of output channels would be mostly empty
-  if (!p.transposed) return p.C <= 4 ? !p.input_channels_last || pixels <= 1024 : pixels <= 256;
+  if (!p.transposed && p.C <= 4) return pixels <= 4096;
+  if (!p.transposed) return pixels <= 256 && (kept || (!p.output_channels_last && pixels >= 64));
   if (!p.output_channels_last || pixels <= 4096 || p.dtype == ScalarType::Half) return true;
-  return p.activation != Activation::None || p.statistics != Statistics::None || p.scale;
+  return (p.activation != Activation::None && !p.activated) || p.statistics != Statistics::None || p.scale;
 }
 
 Tensor packed(const ConvCall& call, ConvParams p, int threads) {
@@ -82,16 +86,23 @@ Tensor packed(const ConvCall& call, ConvParams p, int threads) {
                        pack);
 }
 
-const float* floats(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
-
 }  // namespace
 
-std::optional<Tensors3> run_on_cpu(const ConvCall& call) {
-  if (runs_on_cuda(call.input) || call.input.scalar_type() == at::kDouble) return std::nullopt;
+bool multiplies_bfloat16() {
+#if defined(ARTKERNELS_X86)
+  return __builtin_cpu_supports("avx512bf16");  // which every CPU with AMX has, too
+#else
+  return true;
+#endif
+}
+
+bool runs_on_cpu(const ConvCall& call) {
+  return !runs_on_cuda(call.input) && call.input.scalar_type() != at::kDouble &&
+         is_faster(params_of(call), may_keep_packed(call.weight));
+}
+
+Tensors3 run_on_cpu(const ConvCall& call) {
   ConvParams p = params_of(call);
-  p.scale = floats(call.scale);
-  p.bias = floats(call.bias);
-  if (!is_faster(p)) return std::nullopt;
   const int threads = multiplications(p) < 1e6 || at::in_parallel_region() ? 1 : at::get_num_threads();
   const Tensor weight = packed(call, p, threads);
   const Tensors3 result = empty_result(call);

@@ -86,9 +86,7 @@ int threads_for(int64_t elements) {
   return int(std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), elements / grain)));
 }
 
-const float* floats(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
 float* mutable_floats(const Tensor& t) { return t.defined() && t.numel() ? t.mutable_data_ptr<float>() : nullptr; }
-const void* data(const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
 void* mutable_data(const Tensor& t) { return t.defined() && t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 // Fills mean and var unless they are given, and output unless it is undefined.
@@ -111,10 +109,10 @@ void run(NormActParams p, const Tensor& input, Tensor weight, Tensor bias, const
 #endif
     return;
   }
-  p.input = data(input);
+  p.input = data_or_null(input);
   p.weight = floats(weight);
   p.bias = floats(bias);
-  p.residual = data(residual);
+  p.residual = data_or_null(residual);
   p.output = mutable_data(output);
   p.mean = mean.mutable_data_ptr<float>();
   p.var = var.mutable_data_ptr<float>();
@@ -145,11 +143,11 @@ void run_backward(NormActBackwardParams p, const Tensor& grad_output, const Tens
 #endif
     return;
   }
-  p.grad_output = data(grad_output);
-  p.input = data(input);
+  p.grad_output = data_or_null(grad_output);
+  p.input = data_or_null(input);
   p.weight = floats(weight);
   p.bias = floats(bias);
-  p.residual = data(residual);
+  p.residual = data_or_null(residual);
   p.mean = floats(mean);
   p.var = floats(var);
   p.averages = floats(averages);
