@@ -13,6 +13,7 @@ _check_torch()
 from . import _C, functional, nn, reference  # noqa: E402, F401
 from .checkpoints import load  # noqa: E402
 from .doctor import build_info  # noqa: E402
+from .fusion import explain, fuse, unfuse  # noqa: E402
 from .packed_weights import PackedWeightStatistics, clear_packed_weights, limit_packed_weights, packed_weight_statistics  # noqa: E402
 from .pooled_allocator import (  # noqa: E402
     PooledAllocatorStatistics,
@@ -26,7 +27,9 @@ __all__ = [
     "PooledAllocatorStatistics",
     "build_info",
     "clear_packed_weights",
+    "explain",
     "functional",
+    "fuse",
     "limit_packed_weights",
     "load",
     "nn",
@@ -34,5 +37,6 @@ __all__ = [
     "pooled_allocator_statistics",
     "reference",
     "release_pooled_memory",
+    "unfuse",
     "use_pooled_allocator",
 ]
