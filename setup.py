@@ -32,10 +32,10 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "artkernels/__init__.py")
 DEBUG = os.environ.get("ARTKERNELS_DEBUG", "0") == "1"
 CXX = os.environ.get("CXX", "g++")
 X86 = platform.machine() in ("x86_64", "AMD64")
-INSTRUCTION_SETS = {"baseline": []}  # each CPU kernel is compiled for each; csrc/cpu/isa.h says how one is chosen
+INSTRUCTION_SETS = {"baseline": []}  # CPU kernels are compiled for each; csrc/cpu/isa.h says how one is chosen
 if X86:
-    INSTRUCTION_SETS["avx2"] = ["-march=x86-64-v3"]
-    INSTRUCTION_SETS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    v4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    INSTRUCTION_SETS |= {"avx2": ["-march=x86-64-v3"], "avx512": v4, "avx512bf16": [*v4, "-mavx512bf16"]}
 SHARED = ("isa.cpp", "scratch.cpp")  # in csrc/cpu, compiled once
 # No -ffast-math: linked by gcc, it turns on flush-to-zero for the whole process.
 CXX_FLAGS = ["-std=c++20", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", f"-I{CSRC}", "-ffp-contract=fast"]
@@ -131,7 +131,7 @@ def kernel_jobs():
     sources = sorted(path for path in (CSRC / "cpu").glob("*.cpp") if path.name not in SHARED)
     command = [CXX, *CXX_FLAGS, "-fno-exceptions", "-Wno-psabi"]  # exceptions need a weak symbol; see csrc/cpu/isa.h
     isas = [(f"-{isa}", [*command, f"-DARTKERNELS_ISA={isa}", *x]) for isa, x in INSTRUCTION_SETS.items()]
-    return [(source, *isa) for source in sources for isa in isas]
+    return [(x, *isa) for x in sources for isa in isas if isa[0] != "-avx512bf16" or x.name == "conv.cpp"]
 
 
 def cuda_jobs(nvcc, flags):

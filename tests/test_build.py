@@ -19,6 +19,7 @@ pytestmark = pytest.mark.cpu_only
 
 ROOT = Path(__file__).resolve().parents[1]
 IS_X86 = os.uname().machine == "x86_64"
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")
 
 
 @pytest.fixture
@@ -112,9 +113,9 @@ def test_code_of_one_instruction_set_cannot_leak() -> None:
     objects = list((ROOT / "build").glob("objects-*/cpu-*-*-*.o"))
     if not objects:
         pytest.skip("no build/objects-*: this checkout was installed from a wheel")
-    assert {re.search(r"-(baseline|avx2|avx512)-", o.name).group(1) for o in objects} == {"baseline", "avx2", "avx512"}
-    for object_file in objects:
-        isa = re.search(r"-(baseline|avx2|avx512)-", object_file.name).group(1)
+    isas = {o: re.search(rf"-({'|'.join(INSTRUCTION_SETS)})-", o.name).group(1) for o in objects}
+    assert set(isas.values()) == set(INSTRUCTION_SETS)
+    for object_file, isa in isas.items():
         listing = subprocess.run(["nm", "-C", object_file], capture_output=True, text=True, check=True).stdout
         defined = re.findall(r"^[0-9a-f]+ ([A-Za-z]) (.*)$", listing, re.MULTILINE)
         assert not [symbol for kind, symbol in defined if kind in "WwVvu"], object_file.name
@@ -133,10 +134,14 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0.0)
         (grad,), (exact_grad,) = torch.autograd.grad(loss * 1024, x), torch.autograd.grad(exact * 1024, y)
         torch.testing.assert_close(grad.double(), exact_grad, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
+        weight = torch.randn(40, 37, 3, 3).to(dtype)
+        output = F.conv2d_act(x.detach(), weight, stride=2)
+        exact = torch.nn.functional.conv2d(x.detach().double(), weight.double(), stride=2)
+        torch.testing.assert_close(output.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set_computes_the_same(isa: str) -> None:
     environment = {**os.environ, "ARTKERNELS_CPU_ISA": isa}
     done = subprocess.run(
@@ -154,7 +159,7 @@ def test_unknown_instruction_set_is_refused() -> None:
         text=True,
         env={**os.environ, "ARTKERNELS_CPU_ISA": "sse9"},
     )
-    assert "ARTKERNELS_CPU_ISA must be baseline, avx2 or avx512, got sse9" in done.stderr
+    assert "ARTKERNELS_CPU_ISA must be baseline, avx2, avx512 or avx512bf16, got sse9" in done.stderr
 
 
 # ---- what is running -------------------------------------------------------------------------------------------------
@@ -186,7 +191,7 @@ def test_build_info_says_what_is_built_and_running() -> None:
     info = artkernels.build_info()
     assert info["torch_running"] == torch.__version__
     assert info["torch_built"].split(".")[:2] == torch.__version__.split(".")[:2]
-    assert info["cpu_instruction_set"] in ("baseline", "avx2", "avx512")
+    assert info["cpu_instruction_set"] in INSTRUCTION_SETS
     assert info["threads"] == torch.get_num_threads()
 
 

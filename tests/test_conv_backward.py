@@ -28,7 +28,7 @@ LAYERS = [
     conv((1, 20, 9, 10), 3, 9, 1, 4),  # few output channels: channels change places
     conv((2, 48, 4, 4), 1, 4, 1, 0),
     conv((2, 8, 7, 5), 16, (3, 2), (2, 1), (1, 0), dilation=(1, 2)),
-    conv((1, 32, 5, 5), 32, 3, 1, 1, groups=2),
+    conv((2, 32, 5, 5), 32, 3, 1, 1, groups=2),
     conv_transpose((2, 32, 5, 7), 16, 4, 2, 1),
     conv_transpose((3, 64, 1, 1), 48, 4, 1, 0),
     conv_transpose((2, 17, 4, 4), 3, 4, 2, 1),

@@ -1,10 +1,11 @@
 // Convolution or transposed convolution, scale, bias and activation (or the statistics that a normalisation needs) in
 // one pass: SIMD kernels for one instruction set (cpu/isa.h).
 //
-// Bound: FMA, one for each weight that meets an input pixel. Transposed, the output pixels of one residue of the stride
-// (a phase) are a small dense convolution of the input, so that no zero is multiplied (Shi et al. 2016). A band of the
-// input's rows is packed once, channels innermost, with a border of zeros, into memory that stays in L2; every phase
-// and panel of output channels reads it from there, and the packed weights once.
+// Bound: FMA, one for each weight that meets an input pixel, or the instruction set's dot product of bfloat16 pairs,
+// one for two weights (cpu/conv_operand.h). Transposed, the output pixels of one residue of the stride (a phase) are a
+// small dense convolution of the input, so that no zero is multiplied (Shi et al. 2016). A band of the input's rows is
+// packed once, channels innermost, with a border of zeros, into memory that stays in L2; every phase and panel of
+// output channels reads it from there, and the packed weights once.
 #include "cpu/conv.h"
 
 #include "cpu/conv_axis.h"
@@ -28,16 +29,17 @@ struct Item {
 
 class Geometry {
  public:
-  Geometry(const ConvParams& p, int threads)
+  Geometry(const ConvParams& p, int64_t words, int threads)
       : rows(p.H, p.OH, p.rows, p.transposed),
         columns(p.W, p.OW, p.columns, p.transposed),
         C(p.C / p.groups),
         K(p.K / p.groups),
+        words(words),
         panels(panels_of(K)),
         images_are_columns(p.H == 1 && p.W == 1 && p.transposed && p.statistics != Statistics::Instance) {
-    // Pixels a power of two apart would share few sets of L1. Without a gap the taps of a row are one run of channels.
-    merged = !p.transposed && p.columns.dilation == 1 && C < 64;
-    pixel = C % 256 == 0 ? C + VL : C;
+    // Pixels a power of two apart would share few sets of L1. Without a gap the taps of a row are one run of words.
+    merged = !p.transposed && p.columns.dilation == 1 && words < 64;
+    pixel = words % 256 == 0 ? words + VL : words;
     const int64_t positions = rows.positions() * columns.positions();
     if (images_are_columns) {
       images_per_item = smaller(p.N, 128);
@@ -45,7 +47,7 @@ class Geometry {
       width = images_per_item;
     } else {
       width = columns.extent(columns.positions());
-      const int64_t budget = 160 * 1024;  // floats of packed input: with the weights of a panel, in L2
+      const int64_t budget = 160 * 1024;  // words of packed input: with the weights of a panel, in L2
       const int64_t fitting = larger((budget / (width * pixel) - rows.extent(1)) / rows.step + 1, 1);
       int64_t bands = divided_up(rows.positions(), fitting);
       if (panels < threads) bands = larger(bands, smaller(divided_up(threads, p.N * p.groups), rows.positions()));
@@ -56,9 +58,9 @@ class Geometry {
     bands = divided_up(rows.positions(), rows_per_item);
     blocks = divided_up(p.N, images_per_item);
     items = p.groups * blocks * bands;
-    image_floats = rows.extent(rows_per_item) * width * pixel;
+    image_words = rows.extent(rows_per_item) * width * pixel;
     // A pair may begin with the last pixel and read one more.
-    input_floats = (images_are_columns ? 1 : images_per_item) * image_floats + columns.step * pixel;
+    input_words = (images_are_columns ? 1 : images_per_item) * image_words + columns.step * pixel;
     pairs_per_phase = divided_up(columns_of(images_per_item), 2) * rows_per_item * images_per_item;
     output_pixels = images_are_columns ? images_per_item * p.OH * p.OW
                                        : images_per_item * smaller(rows_per_item * rows.phases, p.OH) * p.OW;
@@ -76,12 +78,12 @@ class Geometry {
   }
 
   const Axis rows, columns;
-  const int64_t C, K, panels;  // of a group
+  const int64_t C, K, words, panels;  // of a group: channels, words of the input's, panels of the output's
   const bool images_are_columns;
-  bool merged;           // the taps of a row of the kernel count as channels of one tap
-  int64_t pixel, width;  // floats of a packed pixel, pixels of a packed row
+  bool merged;           // the taps of a row of the kernel count as words of one tap
+  int64_t pixel, width;  // words of a packed pixel, pixels of a packed row
   int64_t images_per_item, rows_per_item, bands, blocks, items;
-  int64_t image_floats, input_floats, pairs_per_phase, output_pixels;
+  int64_t image_words, input_words, pairs_per_phase, output_pixels;
 
  private:
   int64_t columns_of(int64_t images) const { return images_are_columns ? images : columns.positions(); }
@@ -89,7 +91,7 @@ class Geometry {
 
 // The memory of one thread. A team works on the packed input of its first member.
 struct Scratch {
-  float* input;           // [input_floats]
+  float* input;           // [input_words]
   float* panel;           // [output_pixels, PANEL]: output of a panel on its way to planes
   Tap* taps;              // [kernel_h * kernel_w]
   const float** pairs;    // [pairs_per_phase]
@@ -107,7 +109,7 @@ struct Scratch {
       array = reinterpret_cast<decltype(+array)>(next);
       next += (count * int64_t(sizeof(*array)) + 63) / 64 * 64;
     };
-    take(input, g.input_floats);
+    take(input, g.input_words);
     take(panel, p.output_channels_last ? 0 : g.output_pixels * PANEL);
     take(taps, p.rows.kernel * p.columns.kernel);
     take(pairs, g.pairs_per_phase);
@@ -119,6 +121,8 @@ struct Scratch {
 
 template <typename scalar_t>
 class Kernel {
+  using Operand = typename OperandOf<scalar_t>::type;
+
  public:
   Kernel(const ConvParams& p, const Geometry& g, const Scratch& mine, const Scratch& team, double* totals)
       : p_(p), g_(g), mine_(mine), input_(team.input), totals_(totals) {}
@@ -128,7 +132,7 @@ class Kernel {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t image = r / per_image, row = r % per_image;
       pack_row_of(item, item.image + image, item.row * g_.rows.step + row + g_.rows.low,
-                  input_ + image * g_.image_floats + row * g_.width * g_.pixel);
+                  input_ + image * g_.image_words + row * g_.width * g_.pixel);
     }
   }
   int64_t rows_to_pack(const Item& item) const {
@@ -159,9 +163,9 @@ class Kernel {
     const int64_t channel = item.group * g_.C;
     if (g_.images_are_columns) {
       const Row<scalar_t> images = {map.data, map.activated, p_.C, 1};
-      return pack_row(map, images.from(image * p_.C + channel), item.images, g_.C, out, g_.pixel);
+      return pack_row<Operand>(map, images.from(image * p_.C + channel), item.images, g_.C, out, g_.pixel);
     }
-    pack_bordered_row(map, map.row(image, row, channel), g_.columns.low, g_.width, g_.C, out, g_.pixel);
+    pack_bordered_row<Operand>(map, map.row(image, row, channel), g_.columns.low, g_.width, g_.C, out, g_.pixel);
   }
 
   // Pixels of the item are `width` elements apart at `out`.
@@ -205,7 +209,7 @@ class Kernel {
     for (int64_t r = 0; r < row.taps; ++r)
       for (int64_t c = 0; c < (g_.merged ? 1 : column.taps); ++c)
         mine_.taps[count++] = {(row.shift_of(r) * g_.width + column.shift_of(c)) * g_.pixel,
-                               (row.tap(r) * p_.columns.kernel + column.tap(c)) * g_.C * PANEL};
+                               (row.tap(r) * p_.columns.kernel + column.tap(c)) * g_.words * PANEL};
     return count;
   }
 
@@ -219,7 +223,7 @@ class Kernel {
     for (int64_t n = 0; n < images; ++n)
       for (int64_t i = 0; i < rows; ++i) {
         const float* const x =
-            input_ + n * g_.image_floats + ((i * g_.rows.step - g_.rows.low) * g_.width - g_.columns.low) * g_.pixel;
+            input_ + n * g_.image_words + ((i * g_.rows.step - g_.rows.low) * g_.width - g_.columns.low) * g_.pixel;
         const int64_t y = n * plane() + i * g_.rows.phases * p_.OW + residue;
         for (int64_t j = 0; j < columns; j += 2, ++count) {
           mine_.pairs[count] = x + j * g_.columns.step * g_.pixel;
@@ -235,7 +239,7 @@ class Kernel {
   void compute_run(const Item& item, int64_t panel, int64_t taps, Range pairs, out_t* out, int64_t width,
                    TileOutput<out_t>& tile) const {
     const float* const weight =
-        p_.packed_weight + (item.group * g_.panels + panel) * p_.rows.kernel * p_.columns.kernel * g_.C * PANEL;
+        p_.packed_weight + (item.group * g_.panels + panel) * p_.rows.kernel * p_.columns.kernel * g_.words * PANEL;
     const int64_t count = pairs.end - pairs.begin, tiles = divided_up(count, TILE_PAIRS);
     auto finished = finish<Activation::None, out_t>;
     if (!p_.activated)
@@ -248,9 +252,10 @@ class Kernel {
         tile.valid[i] = mine_.valid[begin + i];
       }
       tile.prefetch(int(height));
-      const Multiply multiply = tile.channels > VL ? multiply_for<2>(height) : multiply_for<1>(height);
+      const Multiply multiply =
+          tile.channels > VL ? multiply_for<Operand, 2>(height) : multiply_for<Operand, 1>(height);
       multiply(mine_.pairs + begin, g_.columns.step * g_.pixel, mine_.taps, taps,
-               g_.merged ? g_.C * p_.columns.kernel : g_.C, weight, sums);
+               g_.merged ? g_.words * p_.columns.kernel : g_.words, weight, sums);
       if (tile.moments) gather(sums, int(height), tile);
       finished(sums, int(height), tile);
     }
@@ -294,7 +299,7 @@ void finish_statistics(const ConvParams& p, const double* totals, int threads, R
 
 template <typename scalar_t>
 void run(const ConvParams& p, int threads) {
-  const Geometry g(p, threads);
+  const Geometry g(p, words_of<typename OperandOf<scalar_t>::type>(p.C / p.groups), threads);
   const int64_t bytes = Scratch::bytes(g, p), statistics = statistics_of(p);
   char* const memory = static_cast<char*>(thread_scratch(threads * (bytes + 2 * statistics * sizeof(double))));
   double* const totals = reinterpret_cast<double*>(memory + threads * bytes);
@@ -318,44 +323,58 @@ void run(const ConvParams& p, int threads) {
   }
 }
 
-// The weights of one input channel for a panel, `channels` of its output channels: [tap][PANEL], taps `tap_step` floats
-// apart.
+// `count` lanes, `stride` elements apart.
 template <typename scalar_t>
-void pack_channel(const scalar_t* weight, const int64_t (&strides)[4], int64_t kernel_h, int64_t kernel_w,
-                  int64_t channels, float* out, int64_t tap_step) {
-  const int64_t taps = kernel_h * kernel_w;
-  if (strides[3] == 1 && strides[2] == kernel_w) {  // taps one after the other: transpose
+ARTKERNELS_INLINE vfloat load_strided(const scalar_t* p, int64_t stride, int64_t count) {
+  if (stride == 1) return load_up_to(p, count);
+  alignas(64) scalar_t lanes[VL] = {};
+  for (int64_t i = 0; i < VL && i < count; ++i) lanes[i] = p[i * stride];
+  return load(lanes);
+}
+
+// The weights of one word, `C` input channels or as many as it holds, for a panel, K output channels or as many as it
+// holds: [tap][PANEL], taps `tap_step` words apart.
+template <typename scalar_t>
+void pack_word(const ConvParams& p, const scalar_t* weight, int64_t C, int64_t K, float* out, int64_t tap_step) {
+  const int64_t *const s = p.weight_strides, taps = p.rows.kernel * p.columns.kernel;
+  auto load = [&](const scalar_t* first, int64_t stride, int64_t count) ARTKERNELS_LAMBDA {
+    return load_words<typename OperandOf<scalar_t>::type>(
+        C, [&](int64_t half) ARTKERNELS_LAMBDA { return load_strided(first + half * s[0], stride, count); });
+  };
+  if (s[3] == 1 && s[2] == p.columns.kernel) {  // taps one after the other: transpose
     for (int64_t k = 0; k < PANEL; k += VL)
       for (int64_t tap = 0; tap < taps; tap += VL) {
         vfloat rows[VL];
         for (int i = 0; i < VL; ++i)
-          rows[i] = k + i < channels ? load_up_to(weight + (k + i) * strides[1] + tap, taps - tap) : vfloat{};
+          rows[i] = k + i < K ? load(weight + (k + i) * s[1] + tap, 1, taps - tap) : vfloat{};
         transpose(rows);
         for (int i = 0; i < VL && tap + i < taps; ++i) store(out + (tap + i) * tap_step + k, rows[i]);
       }
     return;
   }
-  for (int64_t tap = 0; tap < taps; ++tap, out += tap_step) {
-    const scalar_t* const w = weight + tap / kernel_w * strides[2] + tap % kernel_w * strides[3];
-    if (strides[1] == 1)
-      for (int64_t k = 0; k < PANEL; k += VL) store(out + k, k < channels ? load_up_to(w + k, channels - k) : vfloat{});
-    else
-      for (int64_t k = 0; k < PANEL; ++k) out[k] = k < channels ? load_one(w + k * strides[1]) : 0;
-  }
+  auto pack_taps = [&](int64_t stride) ARTKERNELS_LAMBDA {
+    for (int64_t tap = 0; tap < taps; ++tap, out += tap_step) {
+      const scalar_t* const w = weight + tap / p.columns.kernel * s[2] + tap % p.columns.kernel * s[3];
+      for (int64_t k = 0; k < PANEL; k += VL) store(out + k, k < K ? load(w + k * stride, stride, K - k) : vfloat{});
+    }
+  };
+  if (s[1] == 1) pack_taps(1);
+  else pack_taps(s[1]);
 }
 
-// [panel][tap][c][PANEL], output channels beyond K zero.
+// [panel][tap][word][PANEL], output channels beyond K zero.
 template <typename scalar_t>
 void pack_weight(const ConvParams& p, int threads) {
-  const int64_t C = p.C / p.groups, K = p.K / p.groups, panels = panels_of(K), taps = p.rows.kernel * p.columns.kernel;
-  const scalar_t* const weight = static_cast<const scalar_t*>(p.weight);
+  using Operand = typename OperandOf<scalar_t>::type;
+  const int64_t C = p.C / p.groups, K = p.K / p.groups, words = words_of<Operand>(C), panels = panels_of(K);
+  const int64_t *const s = p.weight_strides, taps = p.rows.kernel * p.columns.kernel;
 #pragma omp parallel for num_threads(threads) collapse(2)
   for (int64_t panel = 0; panel < p.groups * panels; ++panel)
-    for (int64_t c = 0; c < C; ++c) {
-      const int64_t group = panel / panels, k = panel % panels * PANEL;
-      const int64_t first = group * (p.transposed ? C * p.weight_strides[0] : K * p.weight_strides[1]);
-      pack_channel(weight + first + c * p.weight_strides[0] + k * p.weight_strides[1], p.weight_strides, p.rows.kernel,
-                   p.columns.kernel, K - k, p.packed_weight + (panel * taps * C + c) * PANEL, C * PANEL);
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t group = panel / panels, k = panel % panels * PANEL, c = word * Operand::channels;
+      const int64_t first = group * (p.transposed ? C * s[0] : K * s[1]) + c * s[0] + k * s[1];
+      pack_word(p, static_cast<const scalar_t*>(p.weight) + first, C - c, K - k,
+                p.packed_weight + (panel * taps * words + word) * PANEL, words * PANEL);
     }
 }
 

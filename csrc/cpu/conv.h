@@ -6,11 +6,13 @@
 
 namespace artkernels::cpu {
 
-// Floats of the packed weight, whatever the instruction set: output channels are padded to the widest panel.
+// Floats of the packed weight: output channels are padded to the widest panel of all instruction sets, input channels
+// to whole words (conv_operand.h).
 inline int64_t packed_weight_size(const ConvParams& p) {
   constexpr int64_t widest = 32;
-  const int64_t K = p.K / p.groups;
-  return p.C * p.rows.kernel * p.columns.kernel * ((K + widest - 1) / widest * widest);
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  const int64_t words = p.dtype == ScalarType::BFloat16 && isa() == Isa::Avx512Bf16 ? (C + 1) / 2 : C;
+  return p.groups * words * p.rows.kernel * p.columns.kernel * ((K + widest - 1) / widest * widest);
 }
 
 // Few output channels: a block of output pixels with all their channels fits the lanes of a vector, and a panel of
@@ -34,7 +36,7 @@ inline int64_t image_layer_weight_size(const ConvParams& p) {
 // All run on up to `threads` threads of the OpenMP runtime. A packed weight is one of the instruction set that runs; of
 // the general kernel it depends on nothing but the weight and the number of groups, of the image layer on the strides
 // and on the output's layout, too.
-ARTKERNELS_CPU_KERNEL(pack_conv_weight, ConvParams)
-ARTKERNELS_CPU_KERNEL(conv, ConvParams)
+ARTKERNELS_CPU_KERNEL_BF16(pack_conv_weight, ConvParams)
+ARTKERNELS_CPU_KERNEL_BF16(conv, ConvParams)
 ARTKERNELS_CPU_KERNEL(pack_conv_image_weight, ConvParams)
 ARTKERNELS_CPU_KERNEL(conv_image, ConvParams)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/activation.h"
+#include "cpu/conv_operand.h"
 #include "cpu/tile.h"
 
 namespace artkernels::cpu {
@@ -11,19 +12,22 @@ namespace {
 // pointers do not fit the registers of x86, and because wider runs waste more at the end of a row.
 constexpr int TILE_PAIRS = TILE_ROWS / 2;
 
-// One tap of a kernel: by how many floats its input lies from that of the output pixel, and where its weights begin.
+// One tap of a kernel: by how many words its input lies from that of the output pixel, and where its weights begin.
 struct Tap {
   int64_t input, weight;
 };
 
-// Terms of a running sum before it is added to the others. The error of a sum grows with the square root of its length:
-// short runs are exact, and cost the adding, some 60 cycles for every tile.
-constexpr int64_t terms_per_run(int64_t terms) {
-  return terms <= 64 ? 16 : terms <= 128 ? 32 : terms <= 1024 ? 64 : 128;
+// Words of a running sum before it is added to the others. The error of a sum grows with the square root of its length:
+// short runs are exact, and cost the adding, some 60 cycles for every tile. The error of long ones vanishes in an
+// output of bfloat16.
+template <typename Operand>
+constexpr int64_t words_per_run(int64_t words) {
+  if (Operand::channels > 1) return 512;
+  return words <= 64 ? 16 : words <= 128 ? 32 : words <= 1024 ? 64 : 128;
 }
 
-// acc[pixel][k] += sum over c in [begin, end) of input[pixel][c] * weight[c][k], for `pairs` pairs of pixels.
-template <int pairs, int vectors>
+// acc[pixel][k] += sum over words c in [begin, end) of input[pixel][c] * weight[c][k], for `pairs` pairs of pixels.
+template <typename Operand, int pairs, int vectors>
 ARTKERNELS_INLINE void multiply_run(vfloat (&acc)[2 * pairs][vectors], const float* const (&input)[pairs],
                                     int64_t pixel, int64_t begin, int64_t end, const float* weight) {
   for (int64_t c = begin, next = begin + pixel; c < end; ++c, ++next) {
@@ -32,24 +36,24 @@ ARTKERNELS_INLINE void multiply_run(vfloat (&acc)[2 * pairs][vectors], const flo
     for (int v = 0; v < vectors; ++v) b[v] = load(weight + c * PANEL + v * VL);
     ARTKERNELS_UNROLL
     for (int i = 0; i < pairs; ++i) {
-      const vfloat x = broadcast(input[i][c]), y = broadcast(input[i][next]);
+      const vfloat x = Operand::broadcast(input[i] + c), y = Operand::broadcast(input[i] + next);
       ARTKERNELS_UNROLL
       for (int v = 0; v < vectors; ++v) {
-        acc[2 * i][v] += x * b[v];
-        acc[2 * i + 1][v] += y * b[v];
+        acc[2 * i][v] = Operand::multiply_add(acc[2 * i][v], x, b[v]);
+        acc[2 * i + 1][v] = Operand::multiply_add(acc[2 * i + 1][v], y, b[v]);
       }
     }
   }
 }
 
 // sums[pixel][k] = sum over taps and c < C of input[pixel + tap][c] * weight[tap][c][k], for `pairs` pairs of pixels.
-// Either pixel of a pair has C channels one after the other, `pixel` floats apart. Bound: 2 pairs vectors FMA for
+// Either pixel of a pair has C words one after the other, `pixel` words apart. Bound: 2 pairs vectors multiply-adds for
 // 2 pairs broadcasts and `vectors` loads.
-template <int pairs, int vectors>
+template <typename Operand, int pairs, int vectors>
 __attribute__((noinline)) void multiply(const float* const* input, int64_t pixel, const Tap* taps, int64_t count,
                                         int64_t C, const float* weight, float* sums) {
   if (count == 0) __builtin_memset(sums, 0, 2 * pairs * PANEL * sizeof(float));
-  const int64_t run = terms_per_run(count * C), taps_per_run = C < run ? run / C : 1;
+  const int64_t run = words_per_run<Operand>(count * C), taps_per_run = C < run ? run / C : 1;
   for (int64_t first = 0; first < count; first += taps_per_run) {
     const int64_t last = first + taps_per_run < count ? first + taps_per_run : count;
     for (int64_t c = 0; c < C; c += run) {
@@ -61,7 +65,7 @@ __attribute__((noinline)) void multiply(const float* const* input, int64_t pixel
         const float* a[pairs];
         ARTKERNELS_UNROLL
         for (int i = 0; i < pairs; ++i) a[i] = input[i] + taps[t].input;
-        multiply_run(acc, a, pixel, c, c + run < C ? c + run : C, weight + taps[t].weight);
+        multiply_run<Operand>(acc, a, pixel, c, c + run < C ? c + run : C, weight + taps[t].weight);
       }
       ARTKERNELS_UNROLL
       for (int i = 0; i < 2 * pairs; ++i) ARTKERNELS_UNROLL
@@ -75,11 +79,11 @@ __attribute__((noinline)) void multiply(const float* const* input, int64_t pixel
 
 using Multiply = void (*)(const float* const*, int64_t, const Tap*, int64_t, int64_t, const float*, float*);
 
-template <int vectors, int pairs = TILE_PAIRS>
+template <typename Operand, int vectors, int pairs = TILE_PAIRS>
 ARTKERNELS_INLINE Multiply multiply_for(int64_t wanted) {
   if constexpr (pairs > 1)
-    if (wanted < pairs) return multiply_for<vectors, pairs - 1>(wanted);
-  return multiply<pairs, vectors>;
+    if (wanted < pairs) return multiply_for<Operand, vectors, pairs - 1>(wanted);
+  return multiply<Operand, pairs, vectors>;
 }
 
 // Sums of z over pixels for the channels of a panel, in double from tile to tile.

@@ -50,7 +50,9 @@ class Geometry {
     bands = divided_up(p.OH, fitting);
     rows_per_item = divided_up(p.OH, bands);
     bands = divided_up(p.OH, rows_per_item);
-    images_per_item = bands > 1 ? 1 : smaller(larger(budget / floats(p.OH), 1), p.N);
+    // Not so many that threads have too few items, but a block of pixels.
+    const int64_t shares = larger(divided_up(p.N, 4 * threads), divided_up(BLOCK, p.OH * p.OW));
+    images_per_item = bands > 1 ? 1 : smaller(smaller(larger(budget / floats(p.OH), 1), shares), p.N);
     blocks = divided_up(p.N, images_per_item);
     image_floats = odd_vectors(rows.extent(rows_per_item) * width * pixel);
     item_pixels = images_per_item * rows_per_item * p.OW;

@@ -59,7 +59,7 @@ double useful_share(const ConvParams& p) {
 // A convolution with large weights and few pixels costs little more than packing them: `kept` says that this is not
 // done at every call.
 bool is_faster(const ConvParams& p, bool kept) {
-  static const bool stock_is_wide = multiplies_bfloat16();
+  static const bool stock_is_wide = multiplies_bfloat16() && cpu::isa() != cpu::Isa::Avx512Bf16;
   const int64_t pixels = p.N * p.OH * p.OW;
   const bool one_pixel = p.H == 1 && p.W == 1 && p.transposed;
   if (p.dtype == ScalarType::BFloat16 && stock_is_wide && !one_pixel && pixels > (p.output_channels_last ? 256 : 1024))

@@ -104,9 +104,11 @@ double multiplications(const ConvWeightGradParams& p) {
 // What was measured (benchmarks/bench_conv_transpose.py), against oneDNN.
 bool is_faster(const ConvWeightGradParams& p) {
   static const bool stock_is_wide = multiplies_bfloat16();
-  if (p.dtype == ScalarType::BFloat16 && stock_is_wide && p.N * p.OH * p.OW > 1024) return false;
+  const int64_t pixels = p.OH * p.OW;
+  if (p.dtype == ScalarType::BFloat16 && stock_is_wide && pixels >= 128 && p.N * pixels > 256 && p.C / p.groups > 8)
+    return false;
   if (p.rows.kernel * p.columns.kernel == 1) return false;  // a matrix product
-  if (p.C / p.groups < 8 && p.groups > 1) return false;     // tiles would be mostly empty
+  if (p.groups > 1 && (p.C / p.groups < 16 || p.N == 1 || p.output_channels_last)) return false;
   return p.K / p.groups >= 8 || is_turned(p);
 }
 
