@@ -68,6 +68,7 @@ bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what
 	$(BIN)/python benchmarks/bench_gram.py
 	$(BIN)/python benchmarks/bench_norm_act.py
 	$(BIN)/python benchmarks/bench_conv_transpose.py
+	$(BIN)/python benchmarks/bench_models.py
 	$(BIN)/python benchmarks/modelled_gram.py
 	$(BIN)/python benchmarks/modelled_norm_act.py
 	$(BIN)/python benchmarks/modelled_conv_transpose.py

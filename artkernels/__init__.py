@@ -13,6 +13,7 @@ _check_torch()
 from . import _C, functional, nn, reference  # noqa: E402, F401
 from .checkpoints import load  # noqa: E402
 from .doctor import build_info  # noqa: E402
+from .export import export_onnx  # noqa: E402
 from .fusion import explain, fuse, unfuse  # noqa: E402
 from .packed_weights import PackedWeightStatistics, clear_packed_weights, limit_packed_weights, packed_weight_statistics  # noqa: E402
 from .pooled_allocator import (  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "build_info",
     "clear_packed_weights",
     "explain",
+    "export_onnx",
     "functional",
     "fuse",
     "limit_packed_weights",

@@ -9,15 +9,13 @@ and OpenVINO, on whole decoders.
 
 import argparse
 import functools
-import importlib.util
 import itertools
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from harness import Timing, interleave, machine, ratio
+from peers import engines, missing_note
 from torch import Tensor, nn
 
 import artkernels
@@ -113,32 +111,6 @@ CASES = [
 ]
 
 
-def onnxruntime(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    import onnxruntime as ort
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, (x,), path, verbose=False)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its turn is one of several
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])  # weights are beside it
-    name, array = session.get_inputs()[0].name, x.numpy()
-    return lambda: session.run(None, {name: array})[0]
-
-
-def openvino(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    import openvino as ov
-
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = ov.compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
-    array = x.numpy()
-    return lambda: compiled(array)[0]
-
-
-ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino}
-
-
 def check(calls: dict[str, Callable[[], object]], exact: Tensor, dtype: torch.dtype) -> None:
     for name, call in calls.items():
         error = ((torch.as_tensor(call()) - exact).abs().max() / exact.abs().max()).item()
@@ -162,7 +134,7 @@ def inference(
         torch._dynamo.reset()
         calls["compile"] = functools.partial(torch.compile(stock), x)
     if args.engines and layout == torch.contiguous_format and dtype == torch.float32 and len(case.layers) > 1:
-        calls |= {name: make(stock, x) for name, make in ENGINES.items() if importlib.util.find_spec(name)}
+        calls |= engines(stock, x)
     with torch.no_grad():
         check(calls, exact, dtype)
         return interleave(calls, args.rounds)
@@ -206,13 +178,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.pooled:
         artkernels.use_pooled_allocator()
-    missing = [name for name in ENGINES if args.engines and not importlib.util.find_spec(name)]
     kernels = artkernels.build_info()["cpu_instruction_set"]
     allocator = "pooled" if args.pooled else "torch's own"
     print(f"{machine()}, kernels for {kernels}, {args.dtype}, allocator: {allocator}")
-    print(
-        "ratio: time of the peer / ours, median (quartiles) of rounds" + "".join(f"; {x} is missing" for x in missing)
-    )
+    print("ratio: time of the peer / ours, median (quartiles) of rounds" + (missing_note() if args.engines else ""))
     for case in CASES:
         if args.case and case.name not in args.case:
             continue

@@ -16,6 +16,7 @@ from PIL import Image
 import artkernels
 from artkernels import cli, images
 from artkernels.__main__ import main
+from artkernels.models import DCGANGenerator
 from artkernels.models.vgg import VGG19
 
 QUICK = ["--size", "40", "--steps", "2", "--device", "cpu"]
@@ -87,6 +88,7 @@ def test_style_weight_is_the_whole_once_and_a_proportion_when_repeated(weights, 
 
 
 STYLE = ["--style", "style.jpg"]
+ONNX = ["--onnx", "out.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +122,16 @@ STYLE = ["--style", "style.jpg"]
         (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
         (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
         (["doctor", "--help-me"], "--help-me"),
+        (["export"], "CHECKPOINT"),
+        (["export", "other.pth"], "--onnx"),
+        (["export", "absent.pth", *ONNX], "absent.pth: no such file"),
+        (["export", "other.pth", *ONNX], "other.pth: of none of the known families"),
+        (["export", "netG.pth", *ONNX, "--entry", "netD"], "no network at entry 'netD'"),
+        (["export", "netG.pth", "--onnx", "netG.pth"], "must end in .onnx"),
+        (["export", "netG.pth", "--onnx", "absent/out.onnx"], "the folder absent does not exist"),
+        (["export", "netG.pth", *ONNX, "--size", "64x"], "--size must be a number of pixels, or two"),
+        (["export", "netG.pth", *ONNX, "--size", "64"], "it takes [N, 3, 1, 1] only"),
+        (["export", "netG.pth", *ONNX, "--batch", "0"], "must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -128,6 +140,7 @@ def test_wrong_input_is_told_in_one_sentence_and_leaves_nothing(folder, capsys, 
     (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:500])
     Image.new("RGB", (50, 40)).save(folder / "photo.png")
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, folder / "other.pth")
+    torch.save(DCGANGenerator(3, 1, 3, size=32).state_dict(), folder / "netG.pth")
     before = made(folder)
     assert cli.run(arguments) == 2
     assert words in one_sentence(capsys)
@@ -174,6 +187,13 @@ def test_an_interrupt_leaves_with_130_and_nothing_half_made(folder):
     assert not list(folder.glob(".*"))
 
 
+def test_export_writes_the_file_and_says_what_it_takes(folder, capsys):
+    torch.save({"netG": DCGANGenerator(3, 1, 3, size=32).state_dict()}, folder / "run.pth")
+    assert cli.run(["export", "run.pth", *ONNX, "--entry", "netG"]) == 0
+    assert "out.onnx: input [batch, 3, 1, 1], ONNX Runtime within" in capsys.readouterr().out
+    assert made(folder) == {"run.pth", "out.onnx"}
+
+
 def test_version_and_doctor(capsys):
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out == f"artkernels {artkernels.__version__}\n"
@@ -184,8 +204,8 @@ def test_version_and_doctor(capsys):
 def test_help_names_every_verb(capsys):
     assert cli.run(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "stylize" in out
-    assert "doctor" in out
+    for verb in ("stylize", "export", "doctor"):
+        assert verb in out
 
 
 @pytest.mark.parametrize(("module", "package"), [("typer", "typer"), ("PIL", "pillow"), ("tqdm", "tqdm")])
