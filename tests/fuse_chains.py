@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import profiler_legacy
 
+from artkernels.fusion.chains import Chain
 from artkernels.fusion.model import Graph, fused_modules, state_of
 
 
@@ -19,7 +21,7 @@ def ops(model: nn.Module) -> list[str]:
 
 def links(model: nn.Module) -> int:
     """How many layers and functions those take the place of."""
-    return sum(len(chain.links) for chain in graph_of(model).chains)
+    return sum(len(call.links) for call in graph_of(model).chains if isinstance(call, Chain))
 
 
 def graph_of(model: nn.Module) -> Graph:
@@ -27,6 +29,26 @@ def graph_of(model: nn.Module) -> Graph:
     graph = state_of(model).graph(model)
     assert graph is not None
     return graph
+
+
+def fused_ops(model: nn.Module, *inputs: Tensor) -> list[str]:
+    """The operations of artkernels that a call of the model runs, in order."""
+    with profiler_legacy.profile() as profile, torch.no_grad():
+        model(*inputs)
+    names = [event.name.partition("::") for event in profile.function_events]
+    return [name for library, _, name in names if library == "artkernels"]
+
+
+def compiled_ops(model: nn.Module, *inputs: Tensor) -> tuple[Tensor, set[str]]:
+    """The output of the model compiled in one graph, and the fused operations in that."""
+    found: set[str] = set()
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        found.update(str(n.target).partition(".")[2] for n in graph.graph.nodes if "artkernels" in str(n.target))
+        return graph
+
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, backend=backend)(*inputs), found
 
 
 def is_fused(model: nn.Module) -> bool:

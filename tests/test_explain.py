@@ -59,6 +59,25 @@ def test_the_kernel_is_the_one_that_the_operation_takes() -> None:
     assert kernel(nn.BatchNorm2d(3), images()) == "ours"
 
 
+def test_in_training_it_says_whose_kernels_compute_the_gradients() -> None:
+    def backward(layer: nn.Module, x: Tensor) -> str:
+        explanation = explain(nn.Sequential(layer, nn.Tanh()).train(), x)
+        (row,) = explanation.rows
+        assert row.backward in str(explanation)
+        return row.backward
+
+    transposed = nn.ConvTranspose2d(3, 16, 4, 2, 1)
+    assert backward(nn.Conv2d(3, 16, 4, 2, 1), images()) == "ours"
+    assert backward(transposed.double(), images().double()) == "stock"  # float64 has no kernel of ours
+    assert backward(nn.Conv2d(16, 16, 1), torch.randn(2, 16, 8, 8)) == "input ours, weight stock"  # a matrix product
+    assert backward(nn.BatchNorm2d(3), images()) == "ours"
+
+
+def test_in_evaluation_there_is_no_backward(explanation: Explanation) -> None:
+    assert not any(row.backward for row in explanation.rows)
+    assert "backward" not in str(explanation)
+
+
 def test_a_chain_that_runs_apart_says_what_wants_it() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     fused = fuse(model)

@@ -15,37 +15,58 @@ from ..ops._conv import pair
 from .links import Link, Role
 from .upsample import doubled_weight, replicated
 
-__all__ = ["Chain"]
+__all__ = ["Chain", "autocasts", "is_narrow", "unsupported"]
 
 Modules = Sequence[Any]  # the layer of each link, None where it is a call of a function
+Names = tuple[str, ...]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _DEVICES = ("cpu", "meta") if _C.build_info()["cuda"] is None else ("cpu", "meta", "cuda")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class _Plan:
+    """What the settings of a chain's layers decide, whatever their parameters and the input are.
+
+    Attributes:
+        obstacle: why such layers cannot be computed as one.
+        padding, mode: of the convolution, with that of a layer before it.
+        window: the arguments of the convolution after its bias.
+        follow: keyword arguments that say what follows.
+    """
+
+    obstacle: str | None
+    padding: Any = 0
+    mode: str = "zeros"
+    window: tuple[Any, ...] = ()
+    follow: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Chain:
     """[upsampling] [padding] convolution [norm] [residual] [activation], or a norm and what follows it.
 
     It holds no layer: each call is given those that the model has at the time, so that what happens to them (a loaded
-    state_dict, an optimizer's step, `.to`, a layer replaced) needs nothing else.
+    state_dict, an optimizer's step, `.to`, a layer replaced) needs nothing else. What follows from their settings is
+    kept from one call to the next, with the settings.
     """
 
     links: tuple[Link, ...]
     __name__: str = field(init=False)  # of the fused function in artkernels.functional
     _places: dict[Role, int] = field(init=False, repr=False)
+    _last: tuple[list[Any], _Plan] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        places = {link.role: i for i, link in enumerate(self.links)}
-        conv, norm = (self.links[places[role]].kind if role in places else "" for role in ("conv", "norm"))
-        kind = "conv_transpose2d" if "upsample" in places else conv or norm
-        object.__setattr__(self, "_places", places)
-        object.__setattr__(self, "__name__", f"{kind}_norm_act" if norm else f"{kind}_act")
+        self._places = {link.role: i for i, link in enumerate(self.links)}
+        conv, norm = (link.kind if link else "" for link in (self._link("conv"), self._link("norm")))
+        kind = "conv_transpose2d" if "upsample" in self._places else conv or norm
+        self.__name__ = f"{kind}_norm_act" if norm else f"{kind}_act"
 
     def __call__(self, input: Tensor, residual: Tensor | None, *modules: nn.Module | None) -> Tensor:
-        if self.obstacle(modules) or self.misfit(input, residual, modules):
-            return self.stock(input, residual, modules)
-        return self.fused(input, residual, modules)
+        plan = self._plan(modules)
+        if plan.obstacle is not None or self._misfit(plan, input, residual, modules) is not None:
+            return self.stock(input, residual, *modules)
+        return self._fused(plan, input, residual, modules)
 
     def _link(self, role: Role) -> Link | None:
         return self.links[self._places[role]] if role in self._places else None
@@ -53,48 +74,78 @@ class Chain:
     def _layer(self, role: Role, modules: Modules) -> Any:
         return modules[self._places[role]] if role in self._places else None
 
+    def layers(self, prefix: str, input: Tensor, residual: Tensor | None, *modules: nn.Module | None) -> Names:
+        """The names of its layers, those of a module called `prefix`, and of its functions."""
+        named = zip(self.links, modules, strict=True)
+        return tuple(link.name if module is None else prefix + link.name for link, module in named)
+
     # ---- whether it can be fused -------------------------------------------------------------------------------------
+
+    def apart(self, input: Tensor, residual: Tensor | None, *modules: nn.Module | None) -> str | None:
+        """Why a call on these runs as it was written; None if it is fused."""
+        plan = self._plan(modules)
+        return plan.obstacle or self._misfit(plan, input, residual, modules)
 
     def obstacle(self, modules: Modules) -> str | None:
         """Why layers as these cannot be computed as one, whatever their input; None if they can."""
+        return self._plan(modules).obstacle
+
+    def _plan(self, modules: Modules) -> _Plan:
+        if torch.compiler.is_compiling():
+            return self._decide(modules)
+        settings = [link.look(module) for link, module in zip(self.links, modules, strict=True)]
+        last = self._last  # once: another thread may write it
+        if last is not None and last[0] == settings:
+            return last[1]
+        plan = self._decide(modules)
+        self._last = settings, plan
+        return plan
+
+    def _decide(self, modules: Modules) -> _Plan:
         for link, module in zip(self.links, modules, strict=True):
             if not link.is_still(module):
-                return f"{link.name} is another kind of layer now"
+                return _Plan(f"{link.name} is another kind of layer now")
             if module is not None and _has_hooks(module):
-                return f"{link.name} has hooks"
+                return _Plan(f"{link.name} has hooks")
             if link.role == "activation" and link.activation(module) is None:
-                return f"{link.name} has settings of its own"
-        conv, norm = self._layer("conv", modules), self._layer("norm", modules)
+                return _Plan(f"{link.name} has settings of its own")
+        conv, norm, follow = self._layer("conv", modules), self._layer("norm", modules), self._activation(modules)
         if conv is None:
-            return None
+            return _Plan(None, follow=follow)
         if norm is not None and not _follows(norm, conv):
-            return "the normalisation is of other channels or dimensions than the convolution"
-        padding = self._padding(modules)
-        if padding is None:
-            return "the padding is not one of zeros or of a reflection, alike on both sides"
-        if "upsample" in self._places and not self._doubles(modules, padding[0]):
-            return "the upsampling is not by 2 before a 3x3 convolution that keeps the size"
-        return None
+            return _Plan("the normalisation is of other channels or dimensions than the convolution")
+        found = self._padding(modules)
+        if found is None:
+            return _Plan("the padding is not one of zeros or of a reflection, alike on both sides")
+        padding, mode = found
+        if "upsample" in self._places:
+            if not self._doubles(modules, padding):
+                return _Plan("the upsampling is not by 2 before a 3x3 convolution that keeps the size")
+            return _Plan(None, padding, mode, (), follow)
+        if isinstance(conv, nn.ConvTranspose2d):
+            window: tuple[Any, ...] = (conv.stride, padding, conv.output_padding, conv.groups, conv.dilation)
+            return _Plan(None, padding, mode, window, follow)
+        window = (conv.stride, padding, conv.dilation, conv.groups)
+        return _Plan(None, padding, mode, window, follow | {"padding_mode": mode})
 
-    def misfit(self, input: Tensor, residual: Tensor | None, modules: Modules) -> str | None:
+    def _misfit(self, plan: _Plan, input: Tensor, residual: Tensor | None, modules: Modules) -> str | None:
         """Why a call on these tensors cannot be computed as one; None if it can."""
-        conv, norm = self._layer("conv", modules), self._layer("norm", modules)
-        why = _unsupported(input)
+        why = unsupported(input)
         if why is not None:
             return why
+        conv = self._layer("conv", modules)
         if conv is None:
-            if not _accepts(norm, input):
+            if not _accepts(self._layer("norm", modules), input):
                 return f"the normalisation is not made for an input of {list(input.shape)}"
-            size = list(input.shape)
-        else:
-            if input.dim() != 4 or input.shape[1] != conv.in_channels:
-                return f"the convolution is not made for an input of {list(input.shape)}"
-            if "upsample" in self._places and (_is_narrow(input) or _autocasts(input)):
-                return "weights summed in 16 bits are less exact than the upsampled picture"
-            size = [] if residual is None else self._output_size(input, modules)
-        if residual is not None and list(residual.shape) != size:
+        elif input.dim() != 4 or input.shape[1] != conv.in_channels:
+            return f"the convolution is not made for an input of {list(input.shape)}"
+        elif "upsample" in self._places and (is_narrow(input) or autocasts(input)):
+            return "weights summed in 16 bits are less exact than the upsampled picture"
+        if residual is None:
+            return None
+        if residual.shape != (input.shape if conv is None else self._output_shape(plan, input, conv)):
             return "the residual has another shape"
-        return None if residual is None else _unsupported(residual)
+        return unsupported(residual)
 
     def _padding(self, modules: Modules) -> tuple[Any, str] | None:
         """The convolution's padding and its mode, with that of a layer before it."""
@@ -119,9 +170,8 @@ class Chain:
         plain = window == ((3, 3), (1, 1), (1, 1), 1) and same and isinstance(conv, nn.Conv2d)
         return plain and link is not None and link.doubles(self._layer("upsample", modules))
 
-    def _output_size(self, input: Tensor, modules: Modules) -> list[int]:
-        conv = self._layer("conv", modules)
-        (padding, _), size = self._padding(modules) or ((0, 0), ""), list(input.shape[2:])
+    def _output_shape(self, plan: _Plan, input: Tensor, conv: Any) -> tuple[int, ...]:
+        padding, size = plan.padding, list(input.shape[2:])
         if "upsample" in self._places:
             size = [2 * n for n in size]
         elif padding != "same":
@@ -132,49 +182,42 @@ class Chain:
                 size = [(size[i] - 1) * conv.stride[i] + more[i] for i in range(2)]
             else:
                 size = [(size[i] + 2 * padding[i] - reach[i] - 1) // conv.stride[i] + 1 for i in range(2)]
-        return [input.shape[0], conv.out_channels, *size]
+        return (input.shape[0], conv.out_channels, *size)
 
     # ---- what is computed --------------------------------------------------------------------------------------------
 
-    def stock(self, input: Tensor, residual: Tensor | None, modules: Modules) -> Tensor:
+    def stock(self, input: Tensor, residual: Tensor | None, *modules: nn.Module | None) -> Tensor:
         """The layers one after the other, as the model's author wrote them."""
         value = input
         for link, module in zip(self.links, modules, strict=True):
             value = link.apply(value, residual, module)
         return value
 
-    def fused(self, input: Tensor, residual: Tensor | None, modules: Modules) -> Tensor:
+    def _fused(self, plan: _Plan, input: Tensor, residual: Tensor | None, modules: Modules) -> Tensor:
         """The same in one operation; there must be neither an obstacle nor a misfit."""
-        norm, follow = self._layer("norm", modules), self._activation(modules)
+        conv, norm, follow = self._layer("conv", modules), self._layer("norm", modules), plan.follow
         if norm is not None:
-            follow |= {"residual": residual, "residual_after": self._residual_after()}
-        conv = self._layer("conv", modules)
+            follow = follow | {"residual": residual}
         if conv is None:
             return _norm_act(norm, input, follow)
         if norm is not None:
             follow |= _normalization(norm)
-        padding, mode = self._padding(modules) or (0, "zeros")
         weight = conv.weight  # once: a parametrization may do something at each look
-        window: tuple[Any, ...]
+        window = plan.window
         if "upsample" in self._places:
-            input, padding = replicated(input) if mode == "reflect" else (input, 1)
+            input, padding = replicated(input) if plan.mode == "reflect" else (input, 1)
             weight, window = doubled_weight(weight), (2, padding)
-        elif isinstance(conv, nn.ConvTranspose2d):
-            window = (conv.stride, padding, conv.output_padding, conv.groups, conv.dilation)
-        else:
-            window = (conv.stride, padding, conv.dilation, conv.groups)
-            follow["padding_mode"] = mode
         output: Tensor = getattr(functional, self.__name__)(input, weight, conv.bias, *window, **follow)
         return output
 
     def _activation(self, modules: Modules) -> dict[str, Any]:
+        """The keyword arguments that say what follows the normalisation or the convolution."""
         link = self._link("activation")
         found = None if link is None else link.activation(self._layer("activation", modules))
         name, slope = found or ("none", 0.01)
-        return {"activation": name, "negative_slope": slope}
-
-    def _residual_after(self) -> bool:
-        return self._places.get("add", 0) > self._places.get("activation", len(self.links))
+        follow = {"activation": name, "negative_slope": slope}
+        after = self._places.get("add", 0) > self._places.get("activation", len(self.links))
+        return follow | {"residual_after": after} if "norm" in self._places else follow
 
 
 def _follows(norm: nn.Module, conv: Any) -> bool:
@@ -192,7 +235,7 @@ def _accepts(norm: Any, input: Tensor) -> bool:
 
 def _norm_act(norm: Any, input: Tensor, follow: dict[str, Any]) -> Tensor:
     if isinstance(norm, nn.GroupNorm):
-        wide = input.float() if input.is_cuda and _autocasts(input) else input  # as torch's autocast does
+        wide = input.float() if input.is_cuda and autocasts(input) else input  # as torch's autocast does
         return functional.group_norm_act(wide, norm.num_groups, norm.weight, norm.bias, norm.eps, **follow)
     of_batch = isinstance(norm, nn.modules.batchnorm._BatchNorm)
     running_mean, running_var, training, momentum = _statistics(norm)
@@ -221,7 +264,8 @@ def _statistics(norm: Any) -> tuple[Tensor | None, Tensor | None, bool, float]:
     return (BatchNormAct2d if of_batch else InstanceNormAct2d).statistics(norm)
 
 
-def _unsupported(tensor: Tensor) -> str | None:
+def unsupported(tensor: Tensor) -> str | None:
+    """Why no fused operation takes such a tensor; None if they do."""
     if tensor.dtype not in _DTYPES:
         return f"{str(tensor.dtype).removeprefix('torch.')} is computed by torch alone"
     if tensor.device.type not in _DEVICES:
@@ -236,10 +280,12 @@ def _unsupported(tensor: Tensor) -> str | None:
     return None
 
 
-def _is_narrow(tensor: Tensor) -> bool:
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether it is of 16 bits."""
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 
-def _autocasts(tensor: Tensor) -> bool:
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for its device."""
     device = tensor.device.type
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)

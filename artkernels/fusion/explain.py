@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import profiler_legacy  # the later one writes to stderr at each start
 
-from .chains import Chain
 from .model import fuse, fused_modules, state_of
+from .rewrite import FusedCall
 
 __all__ = ["ChainReport", "Explanation", "explain"]
 
@@ -21,12 +21,17 @@ Kernel = Literal["ours", "stock"]
 
 _SECONDS = 0.2  # for timing one chain
 # Of torch's own convolutions, as the profiler calls them.
-_STOCK_CONVOLUTIONS = ("aten::convolution", "aten::_convolution", "aten::mkldnn_convolution")
+_STOCK_CONVOLUTIONS = (
+    "aten::convolution",
+    "aten::_convolution",
+    "aten::mkldnn_convolution",
+    "mkldnn::_convolution_pointwise",
+)
 
 
 @dataclass(frozen=True)
 class ChainReport:
-    """One chain, at the sizes of one call.
+    """One chain or formula (a Gram matrix, an adaptive instance norm), at the sizes of one call.
 
     Attributes:
         layers: the qualified names of its layers, in order; a function's name where no layer is.
@@ -35,6 +40,8 @@ class ChainReport:
         kernel: ours; or stock, where that op runs PyTorch's convolution, or the layers run as they were written.
         why: one sentence on that choice.
         ours_ms, stock_ms: median time of a forward, fused and as it was written.
+        backward: in training, whose kernels compute the gradients, "ours", "stock" or, where a convolution's gradients
+            differ, "input ours, weight stock" or the reverse; empty in evaluation.
     """
 
     layers: tuple[str, ...]
@@ -45,6 +52,7 @@ class ChainReport:
     why: str
     ours_ms: float
     stock_ms: float
+    backward: str
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,11 @@ class Explanation:
     left: dict[str, str]
 
     def __str__(self) -> str:
-        head = ("layers", "input", "output", "op", "kernel", "ours", "stock", "stock / ours", "why")
+        head = ("layers", "input", "output", "op", "kernel", "backward", "ours", "stock", "stock / ours", "why")
         table = [head, *map(_cells, self.rows)]
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        if not any(row.backward for row in self.rows):
+            table = [(*row[:5], *row[6:]) for row in table]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = (
             ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table] if self.rows else ["nothing is fused"]
         )
@@ -72,7 +82,7 @@ class Explanation:
 def _cells(row: ChainReport) -> tuple[str, ...]:
     shapes = ("x".join(map(str, shape)) for shape in (row.input_shape, row.output_shape))
     times = f"{row.ours_ms:.3f} ms", f"{row.stock_ms:.3f} ms", f"{row.stock_ms / row.ours_ms:.2f}"
-    return _short(row.layers), *shapes, row.op, row.kernel, *times, row.why
+    return _short(row.layers), *shapes, row.op, row.kernel, row.backward, *times, row.why
 
 
 def _short(layers: tuple[str, ...]) -> str:
@@ -114,7 +124,7 @@ def _watch(name: str, module: nn.Module, rows: list[ChainReport]) -> None:
     assert isinstance(run, FunctionType)
     prefix = f"{name}." if name else ""
     names = {
-        key: _Watched(value, prefix, rows) if isinstance(value, Chain) else value
+        key: _Watched(value, prefix, rows) if isinstance(value, FusedCall) else value
         for key, value in run.__globals__.items()
     }
     graph.run = FunctionType(run.__code__, names)
@@ -127,24 +137,22 @@ def _left(modules: dict[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Watched:
-    """A chain that reports its calls."""
+    """A chain or a formula that reports its calls."""
 
-    chain: Chain
+    call: FusedCall
     prefix: str
     rows: list[ChainReport]
 
-    def __call__(self, input: Tensor, residual: Tensor | None, *modules: nn.Module | None) -> Tensor:
-        chain = self.chain
-        apart = chain.obstacle(modules) or chain.misfit(input, residual, modules)
-        output = chain(input, residual, *modules)
-        ours, stock = _interleaved(
-            lambda: chain(input, residual, *modules), lambda: chain.stock(input, residual, modules)
-        )
-        named = zip(chain.links, modules, strict=True)
-        layers = tuple(link.name if module is None else self.prefix + link.name for link, module in named)
-        shapes = tuple(input.shape), tuple(output.shape)
-        choice: tuple[Kernel, str] = ("stock", apart) if apart else _kernel(lambda: chain(input, residual, *modules))
-        self.rows.append(ChainReport(layers, *shapes, chain.__name__, *choice, ours, stock))
+    def __call__(self, *args: Any) -> Tensor:
+        call = self.call
+        apart = call.apart(*args)
+        output = call(*args)
+        ours, stock = _interleaved(lambda: call(*args), lambda: call.stock(*args))
+        shapes = tuple(args[0].shape), tuple(output.shape)
+        choice: tuple[Kernel, str] = ("stock", apart) if apart else _kernel(lambda: call(*args))
+        backward = "" if not torch.is_grad_enabled() else "stock" if apart else _backward(call, args)
+        layers = call.layers(self.prefix, *args)
+        self.rows.append(ChainReport(layers, *shapes, call.__name__, *choice, ours, stock, backward))
         return output
 
 
@@ -157,7 +165,21 @@ def _kernel(call: Callable[[], Tensor]) -> tuple[Kernel, str]:
         return "stock", "its op takes PyTorch's convolution for this size, dtype and layout, and fuses what follows"
     if any(name.startswith("artkernels::conv") for name in names):
         return "ours", "convolution and what follows in one kernel"
+    if "artkernels::gram_matrix" in names:
+        return "ours", "half of a symmetric product, scaled as it is written"
     return "ours", "normalisation and what follows in one kernel"
+
+
+def _backward(call: FusedCall, args: tuple[Any, ...]) -> str:
+    """Whose kernels compute the gradients of a fused call."""
+    leaves: list[Any] = [arg.detach().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args]
+    output = call(*leaves)
+    with profiler_legacy.profile() as profile:  # type: ignore[no-untyped-call]
+        torch.autograd.backward(output, torch.ones_like(output))
+    names = {event.name for event in profile.function_events}
+    of_input = "stock" if names & {*_STOCK_CONVOLUTIONS} else "ours"
+    of_weight = "stock" if "aten::convolution_backward" in names else "ours"
+    return of_input if of_input == of_weight else f"input {of_input}, weight {of_weight}"
 
 
 def _interleaved(*calls: Callable[[], Tensor]) -> list[float]:

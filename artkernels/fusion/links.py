@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -48,6 +49,12 @@ class Link:
     kind: str = ""
     settings: Any = None
 
+    def look(self, module: Any) -> tuple[Any, ...] | None:
+        """All that a layer's part in a fused operation depends on, but for its parameters; None of a function."""
+        if module is None:
+            return None
+        return "forward" in module.__dict__, _has_hooks(module), _SETTINGS.get(self.kind, _type_of)(module)
+
     def is_still(self, module: Any) -> bool:
         """Whether the layer at its place does what this link says."""
         if module is None:
@@ -84,7 +91,7 @@ class Link:
 
 # The forward of a layer's type -> its role and kind.
 _LAYERS: dict[Any, tuple[Role, str]] = {
-    nn.Upsample.forward: ("upsample", ""),
+    nn.Upsample.forward: ("upsample", "nearest"),
     nn.ReflectionPad2d.forward: ("pad", "reflect"),
     nn.ZeroPad2d.forward: ("pad", "constant"),
     nn.Conv2d.forward: ("conv", "conv2d"),
@@ -99,6 +106,24 @@ _LAYERS: dict[Any, tuple[Role, str]] = {
     nn.SiLU.forward: ("activation", "silu"),
     nn.GELU.forward: ("activation", "gelu"),
     nn.Identity.forward: ("identity", ""),
+}
+
+# What the layers of a kind have besides: it may be set at any time, and nothing tells.
+_type_of = attrgetter("__class__", "__class__.forward")
+_of_convolutions = ("kernel_size", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode")
+_SETTINGS: dict[str, Callable[[Any], Any]] = {
+    kind: attrgetter("__class__", "__class__.forward", *names)
+    for kind, names in {
+        "nearest": ("size", "scale_factor", "mode"),
+        "reflect": ("padding",),
+        "constant": ("padding", "value"),
+        "conv2d": ("__class__._conv_forward", "in_channels", "out_channels", *_of_convolutions),
+        "conv_transpose2d": ("in_channels", "out_channels", *_of_convolutions),
+        "batch": ("num_features",),
+        "instance": ("num_features",),
+        "leaky_relu": ("negative_slope",),
+        "gelu": ("approximate",),
+    }.items()
 }
 
 _ACTIVATIONS: dict[Any, str] = {

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.conv import _has_hooks
-from .chains import Chain
-from .rewrite import fuse_graph, python_function
-from .trace import ModuleTracer, UntraceableError, is_leaf, is_tracing, required_arguments
+from .rewrite import FusedCall, fuse_graph
+from .trace import ModuleTracer, UntraceableError, is_leaf, is_tracing, python_function, required_arguments
 
 __all__ = ["Graph", "State", "fuse", "fused_modules", "state_of", "unfuse"]
 
@@ -37,7 +36,8 @@ def fuse(model: Model, *, inplace: bool = False) -> Model:
 
     Found are [nearest upsampling by 2] -> [padding of zeros or a reflection] -> convolution or transposed convolution
     -> [batch or instance norm] -> [residual] -> [activation], and batch, instance or group norm -> [residual] ->
-    [activation], in torch.nn.Sequential and in forward methods (by torch.fx). The result is of the model's type, has
+    [activation], in torch.nn.Sequential and in forward methods (by torch.fx); there also Gram matrices and adaptive
+    instance norm, as the public style-transfer code writes them. The result is of the model's type, has
     its parameters, buffers and `state_dict`, and may be trained, toggled, moved, copied, pickled, compiled and wrapped
     (DistributedDataParallel) as before. Where something wants a layer called by itself, such as a hook, and for inputs
     that the operations are not made for, its chain runs as it was written.
@@ -114,7 +114,7 @@ class Graph:
     Attributes:
         run: (module, *tensors) -> what forward returns; None where it could not be traced.
         why_not: the reason then.
-        chains: those that it calls.
+        chains: the chains, and formulas, that it calls.
     """
 
     run: Callable[..., Any] | None
@@ -122,7 +122,7 @@ class Graph:
     changes: int
     inlined: tuple[_Inlined, ...] = ()
     why_not: str | None = None
-    chains: tuple[Chain, ...] = ()
+    chains: tuple[FusedCall, ...] = ()
 
     def holds(self, module: nn.Module, state: "State") -> bool:
         same = module.training == self.training and state.changes == self.changes
@@ -210,17 +210,6 @@ class _Fused:
     stock_forward: Callable[..., Any]
     arguments: tuple[str, ...]  # that stock_forward needs
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = state_of(self)
-        names = self.arguments
-        if kwargs and len(args) + len(kwargs) == len(names) and all(name in kwargs for name in names[len(args) :]):
-            args, kwargs = (*args, *(kwargs[name] for name in names[len(args) :])), {}
-        if not kwargs and len(args) == len(names) and all(isinstance(arg, Tensor) for arg in args):
-            graph = state.graph(self)
-            if graph is not None and graph.run is not None:
-                return graph.run(self, *args)
-        return type(self).stock_forward(self, *args, **kwargs)
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _MARKS:
             _set(self, name)
@@ -251,7 +240,17 @@ def _change(module: Any) -> None:
 
 @functools.cache
 def _fused_class(stock_class: Any) -> Any:
-    forward = functools.wraps(stock_class.forward)(_Fused.forward)
+    @functools.wraps(stock_class.forward)  # a function of this class alone: what wraps leaves on it is the signature
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = self.arguments
+        if kwargs and len(args) + len(kwargs) == len(names) and all(name in kwargs for name in names[len(args) :]):
+            args, kwargs = (*args, *(kwargs[name] for name in names[len(args) :])), {}
+        if not kwargs and len(args) == len(names) and all(isinstance(arg, Tensor) for arg in args):
+            graph = state_of(self).graph(self)
+            if graph is not None and graph.run is not None:
+                return graph.run(self, *args)
+        return stock_class.forward(self, *args, **kwargs)
+
     own = {"stock_class": stock_class, "stock_forward": stock_class.forward, "forward": forward}
     own["arguments"] = required_arguments(stock_class.forward)
     named = {name: getattr(stock_class, name) for name in ("__module__", "__qualname__", "__doc__")}

@@ -1,15 +1,16 @@
 """Finds the chains in a traced graph, and makes each one call."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .chains import Chain
+from .formulas import Formula, fuse_formulas
 from .links import Link, Role, link_of, mutates
 
-__all__ = ["fuse_graph", "python_function"]
+__all__ = ["FusedCall", "fuse_graph"]
+
+FusedCall = Chain | Formula
 
 _BEGINNINGS = ("upsample", "pad", "conv", "norm")
 # What may come next in a fused operation. A normalisation is needed for a residual, and each comes once.
@@ -49,15 +50,15 @@ class _Match:
         return Chain(tuple(self.links)).obstacle(self.layers(root)) is None
 
 
-def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[Chain]:
-    """Puts one call of a Chain in the place of each chain that there is in the graph of `root`; the chains."""
-    chains: list[Chain] = []
+def fuse_graph(graph: fx.Graph, root: nn.Module) -> list[FusedCall]:
+    """Puts one call in the place of each chain and each formula that there is in the graph of `root`; those calls."""
+    fuse_formulas(graph, root)  # first: their sums are not residuals of chains
     for node in list(graph.nodes):
         if node.graph is graph and node in graph._find_nodes_lookup_table:
             match = _longest(node, graph, root)
             if match is not None:
-                chains.append(_replace(match, graph))
-    return chains
+                _replace(match, graph)
+    return [node.target for node in graph.nodes if isinstance(node.target, FusedCall)]
 
 
 def _longest(node: fx.Node, graph: fx.Graph, root: nn.Module) -> _Match | None:
@@ -109,7 +110,7 @@ def _keeps_no_less(match: _Match, root: nn.Module) -> bool:
     return not any(mutates(user, root) for user in match.residual.users if user not in match.nodes)
 
 
-def _replace(match: _Match, graph: fx.Graph) -> Chain:
+def _replace(match: _Match, graph: fx.Graph) -> None:
     chain, last = Chain(tuple(match.links)), match.nodes[-1]
     with graph.inserting_after(last):
         call = graph.call_function(chain)
@@ -119,12 +120,3 @@ def _replace(match: _Match, graph: fx.Graph) -> Chain:
     call.args = (match.nodes[0].args[0], match.residual, *layers)
     for node in reversed(match.nodes):
         graph.erase_node(node)
-    return chain
-
-
-def python_function(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    """The graph as a function of the module and its inputs, which finds layers and parameters by their names."""
-    code = graph.python_code("self")
-    exec(compile(code.src, f"<fused {name}>", "exec"), code.globals)
-    function: Callable[..., Tensor] = code.globals["forward"]
-    return function

@@ -4,6 +4,7 @@ torch.fx runs forward once, on stand-ins for tensors. What forward does besides 
 and never again: it would be lost without a word. Such a forward is left as it is.
 """
 
+import operator
 import random
 import sys
 import threading
@@ -18,8 +19,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn.conv import _has_hooks
+from .assertions import asserted_length, is_asserted
 
-__all__ = ["ModuleTracer", "UntraceableError", "is_leaf", "is_tracing", "required_arguments", "stock_forward"]
+__all__ = [
+    "ModuleTracer",
+    "UntraceableError",
+    "is_leaf",
+    "is_tracing",
+    "python_function",
+    "required_arguments",
+    "stock_forward",
+]
 
 _turn = threading.RLock()  # torch.fx patches torch.nn.Module while it traces
 _thread: int | None = None  # the one that traces
@@ -140,6 +150,28 @@ class _Value(fx.Proxy):
         if f"{asks}.".startswith(("torch.", "artkernels.fusion.", "inspect.")):
             return _Value
         raise UntraceableError("forward asks for the type of a value")
+
+    def __bool__(self) -> bool:
+        if not is_asserted(sys._getframe(1)):
+            return super().__bool__()
+        torch._assert(self, "an assertion of the model's forward")
+        return True
+
+    def __len__(self) -> int:
+        length = asserted_length(sys._getframe(1))
+        if length is None:
+            return super().__len__()
+        of_value = self.tracer.create_proxy("call_function", len, (self,), {})
+        torch._assert(operator.eq(of_value, length), "an assertion of the model's forward")
+        return length
+
+
+def python_function(graph: fx.Graph, name: str) -> Callable[..., Any]:
+    """The graph as a function of the module and its inputs, which finds layers and parameters by their names."""
+    code = graph.python_code("self")
+    exec(compile(code.src, f"<fused {name}>", "exec"), code.globals)
+    function: Callable[..., Tensor] = code.globals["forward"]
+    return function
 
 
 @contextmanager
