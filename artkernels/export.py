@@ -4,8 +4,7 @@ import copy
 import importlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from artkernels import models
+from artkernels import files, models
 from artkernels.errors import UserError
 from artkernels.fusion import unfuse
 
@@ -130,7 +129,7 @@ def export_onnx(
     small = example_input.detach().cpu()
     large = _enlarge(small, axes)
     cases = [(input, _outputs(model, input)) for input in ([small, large] if axes else [small])]
-    with _whole_or_not_at_all(path) as temporary:
+    with files.whole_or_not_at_all(path) as temporary:
         # Traced with the larger one, in which no free dimension is 1: torch.export takes a 1 for a constant.
         _write(unfuse(model, inplace=True), large, axes, len(cases[0][1]), temporary)
         difference = max(_difference(temporary, input, outputs) for input, outputs in cases)
@@ -208,24 +207,4 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"{path}: the name of an ONNX file must end in .onnx")
-    if path.is_dir():
-        raise UserError(f"{path}: a folder of that name is in the way")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path}: cannot be written (no permission for {path.parent})")
-
-
-@contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A file beside ``path``, which takes its place when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.check_writable(path)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from artkernels import files
 from artkernels.errors import UserError
 
 __all__ = ["METADATA_KEY", "check_writable", "contact_sheet", "load", "resize", "save", "scaled"]
@@ -85,14 +86,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: pictures are saved as PNG, the name must end in .png")
-    if path.is_dir():
-        raise UserError(f"{path}: a folder of that name is in the way")
-    temporary = _temporary(path)
-    try:
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    files.check_writable(path)
 
 
 def save(image: Tensor, path: str | os.PathLike[str], settings: dict[str, Any] | None = None) -> None:
@@ -113,18 +107,8 @@ def save(image: Tensor, path: str | os.PathLike[str], settings: dict[str, Any] |
     if settings is not None:
         info.add_text(METADATA_KEY, json.dumps(settings))
     picture = _to_pil(image)
-    temporary = _temporary(path)
-    try:
-        # Written beside its place, forced to the disk and renamed: at no moment is there half a picture at `path`.
-        with temporary.open("xb") as file:
-            picture.save(file, format="PNG", pnginfo=info)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.whole_or_not_at_all(path) as temporary, temporary.open("xb") as file:
+        picture.save(file, format="PNG", pnginfo=info)
 
 
 def contact_sheet(images: Sequence[Tensor], *, height: int = 256, gap: int = 8) -> Tensor:
@@ -139,13 +123,3 @@ def contact_sheet(images: Sequence[Tensor], *, height: int = 256, gap: int = 8) 
 def _to_pil(image: Tensor) -> Image.Image:
     pixels = image.detach().cpu().reshape(3, *image.shape[-2:]).float().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    if not path.parent.is_dir():
-        return UserError(f"{path}: the folder {path.parent} does not exist")
-    return UserError(f"{path}: cannot be written ({error.strerror or error})")

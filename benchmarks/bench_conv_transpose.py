@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import Timing, interleave, machine, ratio
+from harness import Timing, arguments, begin, interleave, ratio
 from peers import engines, missing_note
 from torch import Tensor, nn
 
@@ -168,19 +168,11 @@ def line(case: Case, layout: torch.memory_format, timings: dict[str, dict[str, T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=11)
+    parser = arguments(__doc__, (case.name for case in CASES))
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a further peer")
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime and OpenVINO as further peers")
-    parser.add_argument("--pooled", action="store_true", help="all under artkernels.use_pooled_allocator()")
-    parser.add_argument("--case", nargs="*", choices=[case.name for case in CASES])
     args = parser.parse_args()
-    if args.pooled:
-        artkernels.use_pooled_allocator()
-    kernels = artkernels.build_info()["cpu_instruction_set"]
-    allocator = "pooled" if args.pooled else "torch's own"
-    print(f"{machine()}, kernels for {kernels}, {args.dtype}, allocator: {allocator}")
+    begin(args, args.dtype)
     print("ratio: time of the peer / ours, median (quartiles) of rounds" + (missing_note() if args.engines else ""))
     for case in CASES:
         if args.case and case.name not in args.case:

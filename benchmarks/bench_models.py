@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import Timing, interleave, machine, ratio
+from harness import Timing, arguments, begin, interleave, ratio
 from peers import ENGINES, engines, missing, missing_note
 from torch import Tensor, nn
 from torch.nn import functional as torch_functional
@@ -183,18 +183,10 @@ def row(case: Case, suffix: str, timings: dict[str, Timing], args: argparse.Name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a further peer")
+    parser = arguments(__doc__, (case.name for case in CASES))
     parser.add_argument("--engines", action="store_true", help="ONNX Runtime and OpenVINO as further peers")
-    parser.add_argument("--pooled", action="store_true", help="all under artkernels.use_pooled_allocator()")
-    parser.add_argument("--case", nargs="*", choices=[case.name for case in CASES])
     args = parser.parse_args()
-    if args.pooled:
-        artkernels.use_pooled_allocator()
-    kernels = artkernels.build_info()["cpu_instruction_set"]
-    allocator = "pooled" if args.pooled else "torch's own"
-    print(f"{machine()}, kernels for {kernels}, float32, allocator: {allocator}")
+    begin(args)
     print("ratio: time of the peer / ours, median (quartiles) of rounds" + (missing_note() if args.engines else ""))
     print(f"\n{head(args)}")
     for case in CASES:

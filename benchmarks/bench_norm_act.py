@@ -4,18 +4,16 @@ python benchmarks/bench_norm_act.py [--rounds 21] [--dtype float32|bfloat16|floa
     [--case NAME ...]
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from harness import Timing, interleave, machine, ratio
+from harness import Timing, arguments, begin, interleave, ratio
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-import artkernels
 from artkernels import functional as F
 from artkernels import reference
 
@@ -127,18 +125,11 @@ def line(case: Case, layout: torch.memory_format, forward: dict[str, Timing], tr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=21)
+    parser = arguments(__doc__, (case.name for case in CASES))
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile as a second peer")
-    parser.add_argument("--pooled", action="store_true", help="both sides under artkernels.use_pooled_allocator()")
-    parser.add_argument("--case", nargs="*", choices=[case.name for case in CASES])
+    parser.set_defaults(rounds=21)
     args = parser.parse_args()
-    if args.pooled:
-        artkernels.use_pooled_allocator()
-    kernels = artkernels.build_info()["cpu_instruction_set"]
-    allocator = "pooled" if args.pooled else "torch's own"
-    print(f"{machine()}, kernels for {kernels}, {args.dtype}, allocator: {allocator}")
+    begin(args, args.dtype)
     print("ratio: time of the peer / ours, median (quartiles) of rounds; copy: torch.clone of the input")
     for case in CASES:
         if args.case and case.name not in args.case:

@@ -1,13 +1,16 @@
 """Interleaved timing: the candidates take turns in one process, so that a busy machine disturbs them alike."""
 
+import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+import artkernels
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,22 @@ def machine() -> str:
     except (OSError, StopIteration):
         cpu = platform.machine()
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def arguments(description: str, cases: Iterable[str]) -> argparse.ArgumentParser:
+    """What every benchmark asks for."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--compile", action="store_true", help="torch.compile as a further peer")
+    parser.add_argument("--pooled", action="store_true", help="all under artkernels.use_pooled_allocator()")
+    parser.add_argument("--case", nargs="*", choices=[*cases])
+    return parser
+
+
+def begin(args: argparse.Namespace, dtype: str = "float32") -> None:
+    """Switches the allocator, and says what the figures are of."""
+    if args.pooled:
+        artkernels.use_pooled_allocator()
+    kernels = artkernels.build_info()["cpu_instruction_set"]
+    allocator = "pooled" if args.pooled else "torch's own"
+    print(f"{machine()}, kernels for {kernels}, {dtype}, allocator: {allocator}")
