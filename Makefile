@@ -11,7 +11,7 @@ EMULATED := build/emulated
 # What runs a second time, through the CUDA kernels.
 OP_TESTS := tests/test_conv_act.py tests/test_conv_backward.py tests/test_conv_norm_act.py \
   tests/test_conv_transpose.py tests/test_feature_statistics.py tests/test_gram.py tests/test_norm_act.py \
-  tests/test_norm_act_modules.py
+  tests/test_norm_act_modules.py tests/test_reparameterize_kl.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda bench lint format clean
@@ -68,10 +68,12 @@ bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what
 	$(BIN)/python benchmarks/bench_gram.py
 	$(BIN)/python benchmarks/bench_norm_act.py
 	$(BIN)/python benchmarks/bench_conv_transpose.py
+	$(BIN)/python benchmarks/bench_reparameterize_kl.py
 	$(BIN)/python benchmarks/bench_models.py
 	$(BIN)/python benchmarks/modelled_gram.py
 	$(BIN)/python benchmarks/modelled_norm_act.py
 	$(BIN)/python benchmarks/modelled_conv_transpose.py
+	$(BIN)/python benchmarks/modelled_reparameterize_kl.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check $(PY_SOURCES)

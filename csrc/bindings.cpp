@@ -12,6 +12,7 @@
 #include "ops/conv_weight_grad.h"
 #include "ops/gram.h"
 #include "ops/norm_act.h"
+#include "ops/reparameterize_kl.h"
 #include "packed_weights.h"
 #include "pooled_allocator.h"
 
@@ -48,6 +49,10 @@ TORCH_LIBRARY(artkernels, m) {
       "conv_backward(Tensor grad_output, Tensor? output, Tensor input, Tensor weight, SymInt[2] stride, "
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool transposed, str activation, float negative_slope, "
       "bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def("reparameterize_kl(Tensor mean, Tensor logvar, Tensor noise) -> (Tensor codes, Tensor kl)");
+  m.def(
+      "reparameterize_kl_backward(Tensor? grad_codes, Tensor? grad_kl, Tensor mean, Tensor logvar, Tensor noise, "
+      "bool[3] output_mask) -> (Tensor grad_mean, Tensor grad_logvar, Tensor grad_noise)");
 }
 
 // One host function serves both devices: it picks the kernel by the tensor.
@@ -63,6 +68,8 @@ static void register_kernels(torch::Library& m) {
   m.impl("conv2d_act", &conv2d_act);
   m.impl("conv2d_weight_grad", &conv2d_weight_grad);
   m.impl("conv_backward", &conv_backward);
+  m.impl("reparameterize_kl", &reparameterize_kl);
+  m.impl("reparameterize_kl_backward", &reparameterize_kl_backward);
 }
 TORCH_LIBRARY_IMPL(artkernels, CPU, m) { register_kernels(m); }
 TORCH_LIBRARY_IMPL(artkernels, CUDA, m) { register_kernels(m); }
@@ -156,4 +163,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv_backward", &conv_backward, py::arg("grad_output"), py::arg("output"), py::arg("input"), py::arg("weight"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("transposed"),
         py::arg("activation"), py::arg("negative_slope"), py::arg("output_mask"));
+  m.def("reparameterize_kl", &reparameterize_kl, py::arg("mean"), py::arg("logvar"), py::arg("noise"));
+  m.def("reparameterize_kl_backward", &reparameterize_kl_backward, py::arg("grad_codes"), py::arg("grad_kl"),
+        py::arg("mean"), py::arg("logvar"), py::arg("noise"), py::arg("output_mask"));
 }

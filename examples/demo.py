@@ -1,8 +1,8 @@
-"""The first two minutes: paints a photograph in a style made up here, and times the style loss against stock PyTorch.
+"""The first minutes: draws pictures, trains a network to make more, teaches it another style, and paints a photograph.
 
-    python examples/demo.py [--output out/demo] [--size 384] [--steps 180]
+    python examples/demo.py [--output out/demo]
 
-Needs `pip install "artkernels[demo]"`; downloads nothing.
+Everything is a command that it prints. Needs `pip install "artkernels[demo]"`; downloads nothing.
 """
 
 import argparse
@@ -15,79 +15,34 @@ from pathlib import Path
 import numpy as np
 import skimage
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
-from tqdm import tqdm
 
+import artkernels
+from artkernels import cli, images
 from artkernels import functional as F
-from artkernels import images
 from artkernels.checkpoints import load_vgg19
-from artkernels.recipes.style_transfer import STYLE_LAYERS, Progress, Settings, stylize
+from artkernels.drawing import flow
+from artkernels.recipes.style_transfer import STYLE_LAYERS
 
-# From night to lamplight.
-PALETTE = np.array(
-    [
-        (13, 22, 58), (22, 48, 110), (31, 84, 150), (52, 128, 160), (110, 170, 170),
-        (226, 200, 120), (244, 178, 48), (238, 120, 30), (252, 240, 200),
-    ]
-)  # fmt: skip
-SUPERSAMPLING = 2
+# A small network, so that a CPU of two cores gets somewhere in two minutes.
+NETWORK = ("--ngf", 32, "--ndf", 32, "--batch", 32, "--lr", 5e-4)
+FIRST_STYLE, SECOND_STYLE = "suns", "rosettes"
+SEEDS = "0-23"
 
-
-def brush_strokes(size: int, seed: int = 0) -> Tensor:
-    """A made-up painting: strokes that follow a wind with whirls in it, dark far from them and bright in their eyes.
-
-    Returns:
-        [1, 3, size, size] in [0, 1].
-    """
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[0:size, 0:size] / size
-    wind = np.stack([np.ones_like(x), 0.35 * np.sin(5 * x)])
-    tone = 0.5 * _clouds(size, 6, random) + 0.25 * _clouds(size, 14, random)
-    for _ in range(7):
-        center_x, center_y = random.uniform(0.05, 0.95, 2)
-        radius = random.uniform(0.08, 0.18)
-        spin = random.choice([-1, 1]) * random.uniform(2.5, 5)
-        dx, dy = (x - center_x) / radius, (y - center_y) / radius
-        wind += spin * np.exp(-(dx**2 + dy**2) / 2) * np.stack([-dy, dx])
-        tone += 1.6 * np.exp(-(dx**2 + dy**2) / 0.64)
-    tone = (tone - tone.min()) / np.ptp(tone)
-    direction = wind / np.linalg.norm(wind, axis=0)
-
-    picture = Image.new("RGB", (size * SUPERSAMPLING,) * 2, tuple(PALETTE[0]))
-    draw = ImageDraw.Draw(picture)
-    # Broad strokes first, fine ones over them, as many as cover the canvas: count a pixel, length, width, contrast.
-    for density, length, width, contrast in [(0.010, 40, 11, 22), (0.024, 28, 6, 30), (0.034, 18, 3.2, 40)]:
-        for _ in range(int(density * size**2)):
-            start = random.uniform(0, size, 2)
-            value = tone[int(start[1]), int(start[0])] + random.normal(0, 0.06)
-            stops = np.linspace(0, 1, len(PALETTE))
-            color = np.array([np.interp(value, stops, channel) for channel in PALETTE.T])
-            color += random.normal(0, contrast) + random.normal(0, 10, 3)
-            path = _follow(direction, start, int(length * random.uniform(0.6, 1.3)))
-            _stroke(draw, path, width * random.uniform(0.6, 1.3), tuple(color.clip(0, 255).astype(int)))
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS), dtype=np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+# Finer than those of the pictures to train on: a painting of some hundred pixels.
+BRUSHES = ((16, 0.12, 0.07, 0.08), (40, 0.09, 0.022, 0.13), (64, 0.06, 0.011, 0.17))
 
 
-def _clouds(size: int, cells: int, random: np.random.Generator) -> np.ndarray:
-    noise = Image.fromarray(random.standard_normal((cells, cells)).astype(np.float32))
-    return np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+def run(*arguments: object) -> None:
+    """One command of artkernels."""
+    print("$ artkernels", *arguments, flush=True)
+    if code := cli.run([*map(str, arguments)]):
+        sys.exit(code)
 
 
-def _follow(direction: np.ndarray, point: np.ndarray, length: int) -> list[np.ndarray]:
-    path = [point]
-    for _ in range(length):
-        column, row = point.astype(int).clip(0, direction.shape[-1] - 1)
-        point = point + 1.2 * direction[:, row, column]
-        path.append(point)
-    return path
-
-
-def _stroke(draw: ImageDraw.ImageDraw, path: list[np.ndarray], width: float, color: tuple[int, ...]) -> None:
-    for position, point in zip(np.linspace(-1, 1, len(path)), path, strict=True):
-        radius = width / 2 * np.sqrt(1 - np.abs(position) ** 3)  # the brush touches down and lifts off
-        draw.ellipse(tuple(SUPERSAMPLING * np.concatenate([point - radius, point + radius])), fill=color)
+def newest(runs: Path) -> Path:
+    """The run that was begun last."""
+    return max(runs.iterdir())
 
 
 def stock_style_loss(features: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
@@ -134,33 +89,51 @@ def compare_style_loss(picture: Tensor, style: Tensor, rounds: int = 21) -> str:
     )
 
 
+def generate(folder: Path, steps: tuple[int, int]) -> list[Tensor]:
+    """Train a DCGAN on one style, then on another from there; sheets of what it drew and what it made."""
+    runs = folder / "runs"
+    for style in (FIRST_STYLE, SECOND_STYLE):
+        run("data", "draw", style, "--count", 1500, "--output", folder / style)
+    run("train", "dcgan", "--data", folder / FIRST_STYLE, "--outdir", runs, "--steps", steps[0], *NETWORK)
+    first = newest(runs)
+    run("train", "dcgan", "--data", folder / SECOND_STYLE, "--outdir", runs, "--steps", steps[1], *NETWORK,
+        "--init", first)  # fmt: skip
+    second = newest(runs)
+    sheets = []
+    for trained in (first, second):
+        sampled = folder / f"sampled-{trained.name}"
+        run("sample", trained, "--seeds", SEEDS, "--grid", "--outdir", sampled)
+        sheets += [images.load(trained / "reals.png")[..., :332, :332], images.load(sampled / "grid.png")]
+    return sheets
+
+
+def stylize(folder: Path, size: int, steps: int) -> list[Tensor]:
+    """Paint a photograph of a cat in a style made up here: the photograph, the style, and the painting."""
+    photo = images.resize(images.load(Path(skimage.__file__).parent / "data" / "chelsea.png"), size)
+    pictures = {"photo": photo, "style": flow.paint(size, np.random.default_rng(11), BRUSHES).image()}
+    for name, picture in pictures.items():
+        images.save(picture, folder / f"{name}.png")
+    painting = folder / "painting.png"
+    run("stylize", folder / "photo.png", "--style", folder / "style.png", "--output", painting, "--size", size,
+        "--steps", steps)  # fmt: skip
+    print(compare_style_loss(pictures["photo"], pictures["style"]))
+    return [*pictures.values(), images.load(painting)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out/demo"))
-    parser.add_argument("--size", type=int, default=384)
-    parser.add_argument("--steps", type=int, default=180)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    settings = Settings(size=options.size, steps=options.steps)
-
-    photo = images.resize(images.load(Path(skimage.__file__).parent / "data" / "chelsea.png"), options.size)
-    style = brush_strokes(options.size)
+    artkernels.use_pooled_allocator()  # as the command line does
     start = time.perf_counter()
-    with tqdm(total=settings.steps, unit="step", file=sys.stderr) as bar:
-
-        def on_step(progress: Progress) -> None:
-            bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-            bar.update()
-
-        painting = stylize(photo, [style], load_vgg19(pooling="average"), settings, on_step=on_step)
-    print(f"painted in {time.perf_counter() - start:.0f} s")
-    print(compare_style_loss(photo, style))
-
-    sheet = images.contact_sheet([photo, style, painting])
-    for name, picture in {"photo": photo, "style": style, "painting": painting, "sheet": sheet}.items():
-        path = options.output / f"{name}.png"
-        images.save(picture, path)
-        print(path)
+    sheets = [*generate(options.output, steps=(700, 400)), *stylize(options.output, size=320, steps=120)]
+    sheet = options.output / "sheet.png"
+    rows = [images.contact_sheet(row, height=256) for row in (sheets[:4], sheets[4:])]
+    width = max(row.shape[-1] for row in rows)
+    rows = [torch.nn.functional.pad(row, (0, width - row.shape[-1], 0, 8), value=1.0) for row in rows]
+    images.save(torch.cat(rows, dim=2), sheet)
+    print(f"{sheet}, after {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -138,10 +138,43 @@ class ConvTransposeParams(Conv):
     _fields_ = [("weight", ctypes.c_void_p), ("allow_tf32", ctypes.c_bool), ("workspace", ctypes.c_void_p)]
 
 
+class Samples(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("pitch", ctypes.c_int64)]
+
+
+class ReparameterizeKl(ctypes.Structure):
+    _fields_ = [
+        ("N", ctypes.c_int64),
+        ("D", ctypes.c_int64),
+        ("dtype", ctypes.c_int),
+        ("mean", Samples),
+        ("logvar", Samples),
+        ("noise", Samples),
+    ]
+
+
+class ReparameterizeKlParams(ReparameterizeKl):
+    _fields_ = [("codes", ctypes.c_void_p), ("kl", ctypes.c_void_p), ("workspace", ctypes.c_void_p)]
+
+
+class ReparameterizeKlBackwardParams(ReparameterizeKl):
+    _fields_ = [
+        ("grad_codes", Samples),
+        ("grad_kl", ctypes.c_void_p),
+        ("grad_mean", ctypes.c_void_p),
+        ("grad_logvar", ctypes.c_void_p),
+        ("grad_noise", ctypes.c_void_p),
+    ]
+
+
 FAMILIES = {
     "gram": {"gram": GramParams, "gram_backward": GramBackwardParams},
     "norm_act": {"norm_act": NormActParams, "norm_act_backward": NormActBackwardParams},
     "conv_transpose": {"conv_transpose": ConvTransposeParams},
+    "reparameterize_kl": {
+        "reparameterize_kl": ReparameterizeKlParams,
+        "reparameterize_kl_backward": ReparameterizeKlBackwardParams,
+    },
 }
 
 
@@ -152,11 +185,10 @@ def launchers(arch: str = "compute_80", family: str = "gram") -> ctypes.CDLL:
     include, defines = [CSRC / "cuda", CSRC / "include"], [f"FAMILY_{family}"]
     lib = cudaemu.load(cudaemu.compile(sources, arch, include_dirs=include, defines=defines))
     for op, params in FAMILIES[family].items():
-        launch, size, bytes_of = (
-            getattr(lib, f"test_{name}") for name in (f"launch_{op}", f"{op}_workspace_size", f"sizeof_{op}_params")
-        )
+        launch, bytes_of = (getattr(lib, f"test_{name}") for name in (f"launch_{op}", f"sizeof_{op}_params"))
         launch.restype, launch.argtypes = ctypes.c_char_p, [ctypes.POINTER(params), ctypes.c_void_p]
-        size.restype, size.argtypes = ctypes.c_char_p, [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_int64)]
+        if size := getattr(lib, f"test_{op}_workspace_size", None):  # not every op has a workspace
+            size.restype, size.argtypes = ctypes.c_char_p, [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_int64)]
         bytes_of.restype = ctypes.c_int64
         assert bytes_of() == ctypes.sizeof(params), f"{op}: the ctypes mirror of csrc/include/params.h is out of date"
     return lib
@@ -328,3 +360,51 @@ def run_conv_transpose(p, tensors, profile, seed, arch, checks):
         finally:
             e.session.check()
         return e.session.launches
+
+
+def reparameterize_kl(mean, logvar, noise, *, codes_offset=0, profile="h100", seed=0, arch="compute_80", checks="all"):
+    """Runs launch_reparameterize_kl on [N, D] tensors as placed; returns codes, kl and the launches."""
+    lib = launchers(arch, "reparameterize_kl")
+    N, D = mean.shape
+    codes, kl = empty(N, D, dtype=mean.dtype, offset=codes_offset), empty(N)
+    with Emulation(profile, seed, checks) as e:
+        p = ReparameterizeKlParams(N=N, D=D, dtype=DTYPES[mean.dtype])
+        for name, tensor in (("mean", mean), ("logvar", logvar), ("noise", noise)):
+            setattr(p, name, Samples(e.read(tensor, name), D))
+        workspace = empty(workspace_size(lib, "reparameterize_kl", p))
+        p.codes, p.kl, p.workspace = e.write(codes, "codes"), e.write(kl, "kl"), e.write(workspace, "workspace")
+        try:
+            call(lib, "reparameterize_kl", p)
+        finally:
+            e.session.check()
+        return codes, kl, e.session.launches
+
+
+def reparameterize_kl_backward(
+    grad_codes,
+    grad_kl,
+    mean,
+    logvar,
+    noise,
+    *,
+    wanted=(True, True, True),
+    offset=0,
+    profile="h100",
+    seed=0,
+    arch="compute_80",
+    checks="all",
+):
+    """Runs launch_reparameterize_kl_backward; returns the gradients of mean, logvar and noise and the launches."""
+    lib = launchers(arch, "reparameterize_kl")
+    N, D = mean.shape
+    grads = [empty(N, D, dtype=mean.dtype, offset=offset) if want else None for want in wanted]
+    with Emulation(profile, seed, checks) as e:
+        p = ReparameterizeKlBackwardParams(N=N, D=D, dtype=DTYPES[mean.dtype], grad_kl=e.read(grad_kl, "grad_kl"))
+        for name, tensor in (("mean", mean), ("logvar", logvar), ("noise", noise), ("grad_codes", grad_codes)):
+            setattr(p, name, Samples(e.read(tensor, name), D))
+        p.grad_mean, p.grad_logvar, p.grad_noise = (e.write(g, "gradient") for g in grads)
+        try:
+            call(lib, "reparameterize_kl_backward", p)
+        finally:
+            e.session.check()
+        return *grads, e.session.launches

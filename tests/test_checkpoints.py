@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import artkernels
 from artkernels import checkpoints, models
-from artkernels.checkpoints import load, load_vgg19
+from artkernels.checkpoints import load, load_adain_encoder, load_vgg19
 from artkernels.errors import UserError
 from artkernels.models.vgg import VGG19
 
@@ -321,6 +321,33 @@ def test_the_network_comes_frozen(quantised):
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert isinstance(model.features[4], torch.nn.AvgPool2d)
+
+
+@torch.no_grad()
+def test_adains_encoder_is_the_original_network_with_activations_of_about_1(quantised):
+    encoder, vgg = load_adain_encoder(), load_vgg19()
+    image = torch.rand(1, 3, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    levels = encoder.levels(image)
+    originals = vgg(image, ["relu1_1", "relu2_1", "relu3_1", "relu4_1"]).values()
+    for features, original, scale in zip(levels, originals, (21.0, 125.0, 128.0, 484.0), strict=True):
+        middle = features.shape[-1] // 2  # which doesn't see the border, where the two are padded differently
+        expected = original[..., middle, middle] / scale
+        torch.testing.assert_close(
+            features[..., middle, middle], expected, rtol=1e-4, atol=1e-4 * float(expected.max())
+        )
+        assert 0.3 < features.mean() < 3
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_adains_encoder_is_read_from_the_public_file_and_no_other(tmp_path):
+    state = public.vgg_normalised()
+    encoder = load_adain_encoder(save(state, tmp_path / "vgg_normalised.pth"))
+    image = torch.rand(1, 3, 21, 24)
+    torch.testing.assert_close(encoder(image), public.run_vgg_normalised(state, image), rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    path = save(public.adain_decoder(), tmp_path / "decoder.pth")
+    refuses(path, "a AdaINDecoder", "vgg_normalised.pth", "is needed", loader=load_adain_encoder)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

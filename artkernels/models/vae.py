@@ -28,6 +28,7 @@ class ConvVAE(nn.Module):
         super().__init__()
         if size not in _SIZES:
             raise ValueError(f"ConvVAE: size must be one of {', '.join(map(str, _SIZES))}, got {size}")
+        self.nz, self.nf, self.size = nz, nf, size
         halvings = size.bit_length() - 3
         down = [nc] + [nf * 2**stage for stage in range(halvings)]
         up = down[:0:-1]

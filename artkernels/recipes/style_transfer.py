@@ -18,8 +18,26 @@ from artkernels.errors import UserError
 from artkernels.images import resize, scaled
 from artkernels.models.vgg import VGG19
 from artkernels.pooled_allocator import pooled_allocator_statistics, release_pooled_memory
+from artkernels.recipes.perceptual import (
+    RelativeGramLoss,
+    keep_colors,
+    luma,
+    match_luma,
+    normalise_shares,
+    relative_mse,
+    total_variation,
+)
 
-__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "check", "memory_needed", "stylize"]
+__all__ = [
+    "CONTENT_LAYER",
+    "STYLE_LAYERS",
+    "Progress",
+    "Settings",
+    "check",
+    "memory_available",
+    "memory_needed",
+    "stylize",
+]
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 CONTENT_LAYER = "relu4_2"
@@ -34,8 +52,6 @@ _COARSEST_SIDE = 96
 _BYTES = 2**28
 _BYTES_PER_PIXEL = 3000
 _HISTORY = 20  # L-BFGS's pairs of past steps and gradients; each costs 24 bytes a pixel
-
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,21 +140,18 @@ def stylize(
     """
     settings = settings or Settings()
     device = vgg.mean.device
-    shares = _normalise(style_shares, len(styles))
+    shares = normalise_shares(style_shares, len(styles))
     check(photo, styles, settings, device)
 
     original = full = resize(photo, settings.size)
     if settings.preserve_color:
-        # Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer", luminance-only transfer: unlike their
-        # colour matching, it cannot leak a colour that the photograph doesn't have.
-        full = _luma(full)
-        styles = [_match_luma(_luma(style), full) for style in styles]
+        full = luma(full)
+        styles = [match_luma(luma(style), full) for style in styles]
 
     def finish(image: Tensor) -> Tensor:
         image = image.cpu()
         if settings.preserve_color:
-            colors = resize(original, max(image.shape[-2:]))
-            image = colors + (image - _luma(colors))
+            image = keep_colors(image, resize(original, max(image.shape[-2:])))
         return image.clamp(0, 1)
 
     sides = _pyramid(full)
@@ -183,37 +196,26 @@ class _Objective:
         self.settings = settings
         with torch.no_grad():  # the targets, once a scale
             self.content = self._features(photo, [CONTENT_LAYER])[CONTENT_LAYER]
-            self.grams: dict[str, Tensor] = {}
+            grams: dict[str, Tensor] = {}
             for share, style in zip(shares, styles, strict=True):
                 for layer, features in self._features(style, STYLE_LAYERS).items():
                     gram = share * F.gram_matrix(features)
-                    self.grams[layer] = self.grams[layer] + gram if layer in self.grams else gram
-        # Relative to the targets' own size, each loss is a pure number. A flat picture can have no energy at all.
-        tiny = torch.finfo(torch.float32).tiny
-        self.content_scale = settings.content_weight / max(float(self.content.square().mean()), tiny)
-        self.style_scales = {
-            layer: settings.style_weight / len(STYLE_LAYERS) / max(float(gram.square().mean()), tiny)
-            for layer, gram in self.grams.items()
-        }
+                    grams[layer] = grams[layer] + gram if layer in grams else gram
+        self.style_loss = RelativeGramLoss(grams, F.gram_mse_loss)
 
     def __call__(self, canvas: Tensor) -> Tensor:
         features = self._features(canvas, [*STYLE_LAYERS, CONTENT_LAYER])
-        loss = self.content_scale * TF.mse_loss(features[CONTENT_LAYER], self.content)
-        for layer, gram in self.grams.items():
-            loss = loss + self.style_scales[layer] * F.gram_mse_loss(features[layer], gram)
-        return loss + self.settings.tv_weight * _total_variation(canvas)
+        return (
+            self.settings.content_weight * relative_mse(features[CONTENT_LAYER], self.content)
+            + self.settings.style_weight * self.style_loss(features)
+            + self.settings.tv_weight * total_variation(canvas)
+        )
 
     def _features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         # channels_last is the layout that the convolutions are fastest in; a luminance picture becomes three channels.
         image = image.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         features: dict[str, Tensor] = self.vgg(image, layers)
         return features
-
-
-def _total_variation(image: Tensor) -> Tensor:
-    vertical = (image[..., 1:, :] - image[..., :-1, :]).square().mean()
-    horizontal = (image[..., :, 1:] - image[..., :, :-1]).square().mean()
-    return vertical + horizontal
 
 
 def _optimizer(canvas: Tensor, settings: Settings) -> torch.optim.Optimizer:
@@ -249,25 +251,6 @@ def _extend(image: Tensor) -> Tensor:
     return TF.pad(image, [_MARGIN] * 4, mode="reflect")
 
 
-def _luma(image: Tensor) -> Tensor:
-    return (image * torch.tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def _match_luma(style: Tensor, photo: Tensor) -> Tensor:
-    """Give the painting's luminance the photograph's mean and contrast."""
-    contrast = photo.std() / style.std().clamp_min(1e-3)
-    return (style - style.mean()) * contrast + photo.mean()
-
-
-def _normalise(shares: Sequence[float] | None, count: int) -> list[float]:
-    if not count:
-        raise UserError("at least one style picture is needed, got none")
-    shares = [1.0] * count if shares is None else list(shares)
-    if len(shares) != count or not all(0 < share < float("inf") for share in shares):
-        raise UserError(f"style weights must be {count} positive numbers, one for each style picture, got {shares}")
-    return [share / sum(shares) for share in shares]
-
-
 def check(photo: Tensor, styles: Sequence[Tensor], settings: Settings, device: torch.device) -> None:
     """Raise the UserError that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
     for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
@@ -286,7 +269,7 @@ def memory_needed(height: int, width: int) -> int:
 
 
 def _check_memory(height: int, width: int, device: torch.device) -> None:
-    needed, available = memory_needed(height, width), _memory_available(device)
+    needed, available = memory_needed(height, width), memory_available(device)
     if available is not None and needed > available:
         raise UserError(
             f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
@@ -294,7 +277,8 @@ def _check_memory(height: int, width: int, device: torch.device) -> None:
         )
 
 
-def _memory_available(device: torch.device) -> int | None:
+def memory_available(device: torch.device) -> int | None:
+    """Bytes that can still be had on ``device``; None where the system does not say."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # in PyTorch's own cache
         return torch.cuda.mem_get_info(device)[0] + unused

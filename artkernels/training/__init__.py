@@ -1,0 +1,1 @@
+"""The one trainer: recipes say what to train, this package how."""
