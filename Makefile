@@ -44,7 +44,7 @@ $(VENV)/.installed: $(VENV)/.built pyproject.toml
 emulated: $(VENV)/.installed
 	ARTKERNELS_CUDA=emulate $(BIN)/python setup.py --quiet build --build-lib $(EMULATED)
 
-demo: $(VENV)/.installed  ## stylise a photograph: out/demo/ (about two minutes after the build)
+demo: $(VENV)/.installed  ## draw, train, fine-tune, sample, stylise: out/demo/ (some seven minutes after the build)
 	$(BIN)/python examples/demo.py
 
 # Waiting threads give their core to others: where other processes run, too, tests are twice as fast.
@@ -70,6 +70,7 @@ bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what
 	$(BIN)/python benchmarks/bench_conv_transpose.py
 	$(BIN)/python benchmarks/bench_reparameterize_kl.py
 	$(BIN)/python benchmarks/bench_models.py
+	$(BIN)/python benchmarks/bench_training.py
 	$(BIN)/python benchmarks/modelled_gram.py
 	$(BIN)/python benchmarks/modelled_norm_act.py
 	$(BIN)/python benchmarks/modelled_conv_transpose.py

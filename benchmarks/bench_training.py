@@ -28,17 +28,21 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def trainer(recipe: str, values: dict[str, object], kernels: str, folder: Path) -> Trainer:
-    """A trainer on noise: nothing that is timed depends on what pictures show."""
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
+def noise(folder: Path) -> Path:
+    """Pictures: nothing that is timed depends on what they show."""
+    folder.mkdir()
     for index in range(4):
-        images.save(torch.rand(3, 256, 256), pictures / f"{index}.png")
+        images.save(torch.rand(3, 256, 256), folder / f"{index}.png")
+    return folder
+
+
+def trainer(recipe: str, values: dict[str, object], kernels: str, pictures: Path) -> Trainer:
+    """A trainer of one kind."""
     if recipe == "fast-style":
         values = {**values, "style": pictures / "0.png"}
     values = {name: pictures if value == "PICTURES" else value for name, value in values.items()}
     kind = RECIPES[recipe].options_type
-    common = {"data": pictures, "outdir": folder / "runs", "kernels": kernels, "device": "cpu"}
+    common = {"data": pictures, "outdir": pictures.parent / "runs", "kernels": kernels, "device": "cpu"}
     return Trainer(build(recipe, from_plain(kind, {**common, **values})))
 
 
@@ -59,7 +63,8 @@ def main() -> None:
     for name in args.case or CASES:
         recipe, values = CASES[name]
         with tempfile.TemporaryDirectory() as folder:
-            trainers = {kernels: trainer(recipe, values, kernels, Path(folder)) for kernels in ("fused", "stock")}
+            pictures = noise(Path(folder) / "pictures")
+            trainers = {kernels: trainer(recipe, values, kernels, pictures) for kernels in ("fused", "stock")}
             calls = {kernels: step(made) for kernels, made in trainers.items()}
             first = {}
             for kernels, call in calls.items():

@@ -127,7 +127,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     artkernels.use_pooled_allocator()  # as the command line does
     start = time.perf_counter()
-    sheets = [*generate(options.output, steps=(700, 400)), *stylize(options.output, size=320, steps=120)]
+    sheets = [*generate(options.output, steps=(600, 350)), *stylize(options.output, size=320, steps=120)]
     sheet = options.output / "sheet.png"
     rows = [images.contact_sheet(row, height=256) for row in (sheets[:4], sheets[4:])]
     width = max(row.shape[-1] for row in rows)

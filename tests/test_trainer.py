@@ -241,6 +241,7 @@ def test_a_longer_run_continues_a_finished_one(data):
     run = trained(data, steps=5).path
     assert trained(data, run, steps=9).step == 9
     assert [line["step"] for line in losses(run)] == list(range(1, 10))
+    assert read_options(run)["options"]["steps"] == 9
 
 
 def test_an_empty_folder_is_no_run_to_continue(data, tmp_path):

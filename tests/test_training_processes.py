@@ -17,22 +17,8 @@ from artkernels.training.runs import load_state
 
 pytestmark = pytest.mark.cpu_only
 
-SMALL = [
-    "--resolution",
-    "32",
-    "--ngf",
-    "4",
-    "--ndf",
-    "4",
-    "--nz",
-    "8",
-    "--batch",
-    "8",
-    "--device",
-    "cpu",
-    "--tick",
-    "1",
-]
+OPTIONS = {"resolution": 32, "ngf": 4, "ndf": 4, "nz": 8, "batch": 8, "tick": 1, "device": "cpu"}
+SMALL = [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

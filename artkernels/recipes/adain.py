@@ -42,7 +42,7 @@ class AdaINOptions(TrainingOptions):
     lr: float = option(1e-4, "Learning rate.", above=0)
     resolution: int = option(256, "Height and width of the pictures, in pixels.", least=_SMALLEST_SIDE)
     fit: Literal["crop", "random-crop", "pad", "bucket"] = option(
-        "random-crop", "How a picture gets its size: cut at the centre or at random, padded, or sorted by shape."
+        "random-crop", "How a picture gets its size: cut at the centre or at random, or padded."
     )
 
 
@@ -61,6 +61,8 @@ class AdaIN(Recipe):
     def __init__(self, options: AdaINOptions) -> None:
         if options.style is None:
             raise UserError("--style is needed: a folder or .zip of paintings")
+        if options.fit == "bucket":
+            raise UserError("fit must be crop, random-crop or pad for adain, which sets pictures side by side")
         self.options: AdaINOptions = options
         self.levels = perceptual.EncoderLevels(load_adain_encoder(options.vgg))
         self.frozen = (self.levels,)

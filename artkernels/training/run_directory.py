@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class RunDirectory:
         """Open the log and the event files of a run that is about to make step ``step`` + 1."""
         self.path = path
         self._made_with = made_with
+        with files.whole_or_not_at_all(path / OPTIONS) as temporary:
+            temporary.write_text(json.dumps(made_with, indent=2) + "\n")
         self._log = logging.FileHandler(path / "log.txt")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(self._log)
@@ -57,22 +60,22 @@ class RunDirectory:
             path = _next_folder(outdir, name)
         except OSError as error:
             raise UserError(f"{outdir}: cannot be written ({error.strerror or error})") from error
-        with files.whole_or_not_at_all(path / OPTIONS) as temporary:
-            temporary.write_text(json.dumps(made_with, indent=2) + "\n")
         return cls(path, made_with, 0)
 
     def close(self) -> None:
         """Close the files. The log says no more."""
-        self._stats.close()
-        self._events.close()
         logger.removeHandler(self._log)
-        self._log.close()
+        with self._writing():
+            self._log.close()
+            self._stats.close()
+            self._events.close()
 
     def stats(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line to stats.jsonl and the same numbers to TensorBoard's events."""
-        print(json.dumps({"step": step, **values}), file=self._stats, flush=True)
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with self._writing():
+            print(json.dumps({"step": step, **values}), file=self._stats, flush=True)
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
 
     def grid(self, name: str, pictures: Tensor, step: int | None = None) -> None:
         """Save pictures [N, 3, H, W] in [0, 1] side by side, as ``name``.png, or as ``name``000200.png at step 200."""
@@ -80,7 +83,8 @@ class RunDirectory:
         sheet = make_grid(pictures.float().cpu().clamp(0, 1), nrow=columns, padding=2, pad_value=1.0)
         file = f"{name}.png" if step is None else f"{name}{step:06d}.png"
         images.save(sheet, self.path / file, self._made_with)
-        self._events.add_image(name, sheet, step or 0)
+        with self._writing():
+            self._events.add_image(name, sheet, step or 0)
 
     def snapshot(self, step: int, networks: Mapping[str, nn.Module]) -> None:
         """Save the networks that make pictures, one file each, with the names and shapes of stock PyTorch."""
@@ -99,6 +103,13 @@ class RunDirectory:
                 torch.save(state, temporary)
             except RuntimeError as error:  # what torch.save makes of a full disk
                 raise OSError(str(error).partition("\n")[0]) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of stats.jsonl that are going to be written again, and one that was cut short."""

@@ -30,7 +30,7 @@ from artkernels.training.pictures import to_unit
 from artkernels.training.random_state import get_random_state, seed_everything, set_random_state
 from artkernels.training.recipe import Batch, Phase, Recipe
 from artkernels.training.run_directory import RunDirectory
-from artkernels.training.runs import load_state
+from artkernels.training.runs import load_state, read_options
 from artkernels.training.sources import open_sources, sample_batch
 
 __all__ = ["Trainer"]
@@ -368,11 +368,16 @@ class Trainer:
 
     def _open_directory(self, run: Path | None, step: int) -> None:
         recipe = self.recipe
-        made_with = {"recipe": recipe.name, "version": artkernels.__version__, "options": to_plain(recipe.options)}
+        made_with: dict[str, Any] = {
+            "recipe": recipe.name,
+            "version": artkernels.__version__,
+            "options": to_plain(recipe.options),
+        }
         if recipe.rank == 0:
             if run is None:
                 self.directory = RunDirectory.create(recipe.options.outdir, recipe.name, recipe.options.data, made_with)
             else:
+                made_with["options"]["init"] = read_options(run)["options"]["init"]  # what it began with stays known
                 self.directory = RunDirectory(run, made_with, step)
             logger.info("%s", self.directory.path)
             for report in self._early_reports:
