@@ -27,7 +27,7 @@ from artkernels.recipes.style_transfer import STYLE_LAYERS
 # A small network, so that a CPU of two cores gets somewhere in two minutes.
 NETWORK = ("--ngf", 32, "--ndf", 32, "--batch", 32, "--lr", 5e-4)
 FIRST_STYLE, SECOND_STYLE = "suns", "rosettes"
-SEEDS = "0-23"
+SEEDS = "0-24"
 
 # Finer than those of the pictures to train on: a painting of some hundred pixels.
 BRUSHES = ((16, 0.12, 0.07, 0.08), (40, 0.09, 0.022, 0.13), (64, 0.06, 0.011, 0.17))
@@ -127,7 +127,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     artkernels.use_pooled_allocator()  # as the command line does
     start = time.perf_counter()
-    sheets = [*generate(options.output, steps=(600, 350)), *stylize(options.output, size=320, steps=120)]
+    sheets = [*generate(options.output, steps=(700, 400)), *stylize(options.output, size=320, steps=120)]
     sheet = options.output / "sheet.png"
     rows = [images.contact_sheet(row, height=256) for row in (sheets[:4], sheets[4:])]
     width = max(row.shape[-1] for row in rows)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_recipe import pictures, trainer
+
 from artkernels.errors import UserError
 from artkernels.training.random_state import get_random_state, set_random_state
 from artkernels.training.runs import METADATA_KEY, latest_snapshots, load_state, read_options
-
-from .tiny_recipe import pictures, trainer
 
 
 @pytest.fixture
