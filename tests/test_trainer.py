@@ -40,6 +40,17 @@ def trained(data: Path, run: Path | None = None, **values: object):
     return made
 
 
+def after_phases(made, function) -> None:
+    """Call ``function`` with each phase that has been trained."""
+    train_phase = made._train_phase
+
+    def then(phase, batches):
+        train_phase(phase, batches)
+        function(phase)
+
+    made._train_phase = then
+
+
 def stop_at(made, step: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Send this process a signal in the middle of a step."""
 
@@ -47,7 +58,7 @@ def stop_at(made, step: int, number: signal.Signals = signal.SIGTERM) -> None:
         if made.step == step and phase.name == "painter":
             os.kill(os.getpid(), number)
 
-    made.recipe.stepped = stepped
+    after_phases(made, stepped)
 
 
 # ---- the run directory -----------------------------------------------------------------------------------------------
@@ -133,7 +144,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(data):
 def test_averaged_weights_follow_the_formula(data):
     made = trainer(data, steps=8, ema=0.6)
     expected, histories = None, []
-    made.recipe.stepped = lambda phase: histories.append(made.recipe.painter.weight.detach().clone())
+    after_phases(made, lambda phase: histories.append(made.recipe.painter.weight.detach().clone()))
     made.train()
     for step, weight in enumerate(histories[::2]):
         decay = min(0.6, (1 + step) / (10 + step))
@@ -151,7 +162,7 @@ def test_the_learning_rate_follows_the_schedule(data):
     phase = made.recipe.phases[0]
     object.__setattr__(phase, "schedule", lambda progress: 1 - progress)
     seen = []
-    made.recipe.stepped = lambda phase: seen.append(phase.optimizer.param_groups[0]["lr"])
+    after_phases(made, lambda phase: seen.append(phase.optimizer.param_groups[0]["lr"]))
     made.train()
     assert seen[::2] == pytest.approx([0.01 * (1 - step / 10) for step in range(10)])
 
@@ -206,7 +217,7 @@ def test_steps_after_the_last_save_are_made_again_with_the_same_losses(data):
         if made.step == 8:
             raise RuntimeError("as if the machine had gone")
 
-    made.recipe.stepped = die
+    after_phases(made, die)
     with pytest.raises(RuntimeError, match="gone"):
         made.train()
     assert [line["step"] for line in losses(made.path)] == list(range(1, 9))
@@ -302,7 +313,7 @@ def test_weights_that_are_not_finite_are_never_saved(data):
             calls.append(phase)
             made.recipe.painter.weight.data[0, 0] = float("inf")
 
-    made.recipe.stepped = break_weights
+    after_phases(made, break_weights)
     made.train()
     assert all(value.isfinite().all() for value in load_state(made.path)["networks"]["painter"].values())
     assert made.step == 5

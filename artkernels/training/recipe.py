@@ -99,10 +99,6 @@ class Recipe(ABC):
         """Add to ``batch`` what several phases of a step need, computed once. Nothing is frozen here."""
         return
 
-    def stepped(self, phase: Phase) -> None:
-        """Called after the optimizer of ``phase`` has made its step."""
-        return
-
     @abstractmethod
     def preview(self, networks: dict[str, nn.Module], batch: Batch) -> Tensor:
         """Pictures, [N, 3, H, W] in [0, 1], that show what the networks have learnt: the fakes of a run directory.

@@ -106,6 +106,8 @@ class Trainer:
                 self._end_step(progress)
             if self.step < options.steps:
                 self._save_if_sound(self._means())
+            else:
+                self.stopped = None  # told to stop in the last step: nothing is left to continue
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +140,6 @@ class Trainer:
         average_gradients(self.accelerator, phase.networks)
         optimizer.step()
         optimizer.zero_grad()
-        self.recipe.stepped(phase)
 
     @contextlib.contextmanager
     def _others_frozen(self, phase: Phase) -> Iterator[None]:
