@@ -155,6 +155,27 @@ def test_a_run_that_began_with_another_continues_though_its_discriminator_has_an
     assert resumed.step == 6
 
 
+@pytest.mark.parametrize("other", [{"ngf": 6}, {"loss": "wgan-gp"}, {"freezed": 1}])
+def test_a_run_is_not_continued_with_networks_that_do_not_fit_and_stays_as_it_is(data, tmp_path, other):
+    run = trained(data, tmp_path).path
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UserError, match="its state does not fit these options"):
+        Trainer(build("dcgan", options(data, tmp_path, **other, steps=6)), run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_what_a_checkpoint_decides_is_said(data, tmp_path, caplog):
+    torch.save(DCGANGenerator(12, 6, size=32).state_dict(), tmp_path / "netG.pth")
+    build("dcgan", options(data, tmp_path, init=tmp_path / "netG.pth", resolution=64))
+    assert "resolution is 32, as in" in caplog.text
+
+
+def test_a_generator_of_grey_pictures_is_refused(data, tmp_path):
+    torch.save(DCGANGenerator(8, 4, nc=1, size=32).state_dict(), tmp_path / "grey.pth")
+    with pytest.raises(UserError, match=r"grey\.pth: makes pictures of 1 channels, dcgan learns from pictures of 3"):
+        build("dcgan", options(data, tmp_path, init=tmp_path / "grey.pth"))
+
+
 def test_a_discriminator_of_other_norms_is_not_taken_over(data, tmp_path):
     first = trained(data, tmp_path)
     with pytest.raises(UserError, match="its discriminator has other norms than --loss wgan-gp needs"):

@@ -257,6 +257,37 @@ def test_a_longer_run_continues_a_finished_one(data):
     assert read_options(run)["options"]["steps"] == 9
 
 
+def test_a_run_that_was_killed_before_its_last_sheet_gets_it_when_it_is_continued(data):
+    run = trained(data, steps=5).path
+    files = {path.name for path in run.iterdir()}
+    for name in ("fakes000005.png", "network-snapshot-000005.safetensors"):
+        (run / name).unlink()
+    trained(data, run, steps=5)
+    assert files <= {path.name for path in run.iterdir()}
+
+
+def test_a_run_is_not_continued_to_a_step_that_it_has_passed(data):
+    run = trained(data, steps=5).path
+    with pytest.raises(UserError, match="is at step 5 already, --steps must be more, got 4"):
+        trainer(data, run, steps=4)
+    assert read_options(run)["options"]["steps"] == 5
+
+
+def test_lines_of_the_log_that_a_crash_has_damaged_are_written_again(data):
+    run = trained(data, steps=5).path
+    with (run / "stats.jsonl").open("ab") as file:
+        file.write(bytes(20) + b"\n")
+    trained(data, run, steps=7)
+    assert [line["step"] for line in losses(run)] == list(range(1, 8))
+
+
+def test_sheets_of_runs_are_not_learnt_from(data):
+    runs = data / "runs"
+    run = trained(data, steps=1, outdir=runs).path
+    assert run.parent == runs
+    assert len(trainer(data, outdir=runs).pictures["data"]) == 12
+
+
 def test_an_empty_folder_is_no_run_to_continue(data, tmp_path):
     with pytest.raises(UserError, match=r"no run to continue: it has no state\.pt"):
         trainer(data, tmp_path)

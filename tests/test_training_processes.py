@@ -95,6 +95,7 @@ def test_killed_in_the_midst_of_saving_a_run_goes_on_as_if_nothing_had_happened(
     (folder,) = tmp_path.iterdir()
     assert load_state(folder)["step"] == (2 if file == "state.pt" else 4)
     assert continued(folder) == never_stopped
+    assert {f"fakes{step:06d}.png" for step in range(0, 11, 2)} <= {path.name for path in folder.iterdir()}
 
 
 def test_on_a_full_disk_a_run_ends_with_a_sentence_and_goes_on_when_there_is_room(data, tmp_path, never_stopped):
@@ -132,7 +133,7 @@ def test_interrupted_from_outside_at_any_moment_a_run_goes_on(data, tmp_path, ne
 
 
 def test_two_processes_train_as_one_with_their_batches_together(data, tmp_path, never_stopped):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     made = run(command("--data", data, "--outdir", tmp_path, "--steps", 10, *SMALL, launcher=torchrun))
     assert made.returncode == 0, made.stderr
     (folder,) = tmp_path.iterdir()  # the first process alone has written

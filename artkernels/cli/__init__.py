@@ -19,6 +19,8 @@ from .train import train
 
 __all__ = ["app", "run"]
 
+_NO_MEMORY = "there is not enough memory for this: choose a smaller size or batch"
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,7 +31,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         message = str(error)
     except (MemoryError, torch.OutOfMemoryError):
-        message = "there is not enough memory for this: choose a smaller size"
+        message = _NO_MEMORY
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # PyTorch has no type for it on the CPU
+            raise
+        message = _NO_MEMORY
     except typer.TyperException as error:
         message = error.format_message()
     print(f"artkernels: {message}", file=sys.stderr)

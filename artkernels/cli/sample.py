@@ -187,7 +187,7 @@ def _file(network: Path) -> Path:
     snapshots = latest_snapshots(network)
     if len(snapshots) > 1:
         names = ", ".join(path.name for path in snapshots.values())
-        raise UserError(f"{network}: a run of several networks, name the file of one of them: {names}")
+        raise UserError(f"{network}: a run of several networks ({names}), none of which makes pictures of noise")
     return next(iter(snapshots.values()))
 
 

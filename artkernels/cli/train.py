@@ -26,7 +26,16 @@ train = typer.Typer(help="Train networks on a folder of pictures.", no_args_is_h
 
 def _train(recipe: str, context: typer.Context, *, resume: Path | None, config: Path | None, dry_run: bool) -> None:
     kind = RECIPES[recipe].options_type
-    values = {**_of_run(resume, recipe), **_of_file(config), **_given(context, kind)}
+    given = _given(context, kind)
+    for name in ("init", "outdir"):
+        if resume and name in given:
+            raise UserError(f"--{name} is for a run that begins, --resume continues one")
+    if {"steps", "kimg"} <= given.keys():
+        raise UserError("--steps and --kimg both say how long to train: give one")
+    values = {**_of_run(resume, recipe), **_of_file(config)}
+    if "steps" in given:
+        values.pop("kimg", None)
+    values |= given
     options = from_plain(kind, values)
     if options.data is None:
         raise UserError("--data is needed: a folder or .zip of pictures")
@@ -86,6 +95,8 @@ def _of_file(config: Path | None) -> dict[str, Any]:
         raise UserError(f"{config}: neither YAML nor JSON") from error
     if not isinstance(values, dict):
         raise UserError(f"{config}: must hold options by their names")
+    if values.keys() == {"recipe", "version", "options"}:  # a run's options.json
+        values = values["options"]
     return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
@@ -133,9 +144,8 @@ def _command(recipe: str) -> Callable[..., None]:
 
 
 def _flag(field: "dataclasses.Field[Any]") -> Any:
-    names = [f"--{field.name.replace('_', '-')}"] if field.type is bool and not field.default else []
     optional = Path | None if field.type is Path else field.type
-    return Annotated[optional, typer.Option(*names, help=field.metadata["help"])]
+    return Annotated[optional, typer.Option(help=field.metadata["help"])]
 
 
 for _name in RECIPES:

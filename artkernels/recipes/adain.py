@@ -3,7 +3,7 @@ in the style of any painting, in one pass.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -63,6 +63,9 @@ class AdaIN(Recipe):
             raise UserError("--style is needed: a folder or .zip of paintings")
         if options.fit == "bucket":
             raise UserError("fit must be crop, random-crop or pad for adain, which sets pictures side by side")
+        if options.vgg is None and options.init is not None and options.init.is_dir():
+            vgg = read_options(options.init)["options"]["vgg"]
+            options = replace(options, vgg=vgg and Path(vgg))  # a decoder is of use with its own encoder only
         self.options: AdaINOptions = options
         self.levels = perceptual.EncoderLevels(load_adain_encoder(options.vgg))
         self.frozen = (self.levels,)

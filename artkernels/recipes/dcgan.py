@@ -143,6 +143,9 @@ def _channels(state: Mapping[str, Tensor]) -> int:
 def _checked(network: nn.Module, path: Path) -> DCGANGenerator:
     if not isinstance(network, DCGANGenerator):
         raise UserError(f"{path}: a {type(network).__name__}, dcgan needs a DCGAN generator")
+    *_, last = (module for module in network.modules() if isinstance(module, nn.ConvTranspose2d))
+    if last.out_channels != 3:
+        raise UserError(f"{path}: makes pictures of {last.out_channels} channels, dcgan learns from pictures of 3")
     return network
 
 

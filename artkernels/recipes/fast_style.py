@@ -23,6 +23,7 @@ __all__ = ["FastStyle", "FastStyleOptions"]
 # The paper's layers of VGG-16, and those as deep of VGG-19.
 _STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 _CONTENT_LAYER = "relu2_2"
+_SMALLEST_SIDE = 16  # the deepest layer sees one eighth of it
 _FIRST_CONTRAST = 64.0  # makes the first pictures differ by some 30 of 255
 
 
@@ -69,6 +70,11 @@ class FastStyle(Recipe):
         self.shallow_vgg = VGGLayers(vgg, (_CONTENT_LAYER,))  # all that a photograph is asked for
         self.frozen = (self.vgg, self.shallow_vgg)
         self._painting = images.resize(images.load(options.style), options.style_size)
+        if min(self._painting.shape[-2:]) < _SMALLEST_SIDE:
+            raise UserError(
+                f"{options.style}: its shorter side must be at least {_SMALLEST_SIDE} pixels at a --style-size of "
+                f"{options.style_size}"
+            )
         self._style_loss: RelativeGramLoss | None = None
         adam = torch.optim.Adam(self.network.parameters(), lr=options.lr, fused=True)
         self.phases = (Phase("network", (self.network,), adam, self.loss),)

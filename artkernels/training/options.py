@@ -35,7 +35,9 @@ class TrainingOptions:
     steps: int = option(2000, "Training steps in all.", least=1)
     kimg: float | None = option(None, "Thousands of pictures to show in all, instead of --steps.", above=0)
     batch: int = option(64, "Pictures a step, in all processes together.", least=1)
-    accumulate: int = option(1, "Parts that a batch is computed in, one after the other, to save memory.", least=1)
+    accumulate: int = option(
+        1, "Parts that a batch is computed in, to save memory (dcgan, cyclegan: of discriminators only).", least=1
+    )
     lr: float = option(2e-4, "Learning rate.", above=0)
     seed: int = option(0, "Of everything random: the same seed gives the same run.", least=0)
     snap: int = option(200, "Steps between saves: sample pictures, network snapshot, state.", least=1)
@@ -54,11 +56,15 @@ class TrainingOptions:
     amp: Literal["no", "bf16", "fp16"] = option("no", "Mixed precision.")
     kernels: Literal["fused", "stock"] = option("fused", "Fused operations, or stock PyTorch to compare with.")
     ema: float = option(0.999, "Decay of the averaged weights that samples are made with; 0 takes the last.", least=0)
-    init: Path | None = option(None, "Checkpoint or run to start from (fine-tuning); --resume continues a run.")
+    init: Path | None = option(
+        None, "Checkpoint or run to start from (fine-tuning), whose shape it takes; --resume continues a run."
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_range(field, getattr(self, field.name))
+        if self.seed >= 2**63:
+            raise UserError(f"seed must be below 2**63, got {self.seed}")
         if self.ema >= 1:
             raise UserError(f"ema must be below 1, got {self.ema}")
         if self.batch % self.accumulate:
@@ -71,6 +77,8 @@ def _check_range(field: "dataclasses.Field[Any]", value: Any) -> None:
     least, above = field.metadata.get("least"), field.metadata.get("above")
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{field.name} must be a finite number, got {value}")
     if least is not None and not value >= least:
         raise UserError(f"{field.name} must be at least {least}, got {value}")
     if above is not None and not value > above:
@@ -111,14 +119,16 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         kind = next(choice for choice in typing.get_args(kind) if choice is not type(None))
     origin = typing.get_origin(kind)
     if origin is Literal:
-        return value
+        return "no" if value is False and "no" in typing.get_args(kind) else value  # YAML's no
     if origin in (list, tuple):
         return origin(_typed(name, typing.get_args(kind)[0], item) for item in value)
     if kind is bool and not isinstance(value, bool):
         raise UserError(f"{name} must be true or false, got {value!r}")
     try:
+        if kind is int and (isinstance(value, bool) or int(value) != float(value)):
+            raise ValueError
         return kind(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name} must be {_NAMES.get(kind, kind.__name__)}, got {value!r}") from error
 
 

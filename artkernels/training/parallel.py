@@ -6,24 +6,32 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from artkernels.doctor import build_info
 from artkernels.errors import UserError
 from artkernels.nn import BatchNormAct2d
+from artkernels.training.options import TrainingOptions
 
 __all__ = ["average_gradients", "broadcast_networks", "make_accelerator", "synchronise_batch_norms"]
 
 
-def make_accelerator(device: str, amp: str) -> Accelerator:
+def make_accelerator(options: TrainingOptions) -> Accelerator:
     """The device, the mixed precision, and the group of processes that torchrun or `accelerate launch` started.
 
     Raises:
         UserError: what was asked for cannot be had.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    kernels = options.kernels == "stock" or build_info()["cuda"] is not None
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for and PyTorch finds no CUDA GPU: use --device cpu")
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    if cpu and amp == "fp16":
+    if options.device == "cuda" and not kernels:
+        raise UserError("device cuda was asked for and artkernels was built without CUDA: use --device cpu")
+    cpu = options.device == "cpu" or not (torch.cuda.is_available() and kernels)
+    if cpu and options.amp == "fp16":
         raise UserError("amp fp16 needs a GPU: use --amp bf16, or no")
-    return Accelerator(cpu=cpu, mixed_precision=amp)
+    try:
+        return Accelerator(cpu=cpu, mixed_precision=options.amp)
+    except ValueError as error:  # accelerate keeps one state for a process
+        raise UserError("another run of this process had another device or --amp: begin a new process") from error
 
 
 def broadcast_networks(networks: Iterable[nn.Module]) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from artkernels import images
 from artkernels.errors import UserError
+from artkernels.training.runs import OPTIONS, STATE
 
 __all__ = ["CACHE_BYTES", "Draw", "Fit", "Pictures", "to_unit"]
 
@@ -44,10 +45,10 @@ class Draw(NamedTuple):
 class Pictures(Dataset[Tensor]):
     """The pictures of a folder or .zip file, sub-folders included, in the order of their names.
 
-    Hidden files, and those whose names don't end as a picture's, are ignored. The headers of all others are read at
-    once, and whatever is no picture is reported and left out. A file that turns out to be damaged when its pixels are
-    read, perhaps hours later, is reported and from then on replaced by the next readable one of its shape; which one
-    that is depends on the files alone, so that a run can be repeated.
+    Run directories, hidden files, and files whose names don't end as a picture's, are ignored. The headers of all
+    others are read at once, and whatever is no picture is reported and left out. A file that turns out to be damaged
+    when its pixels are read, perhaps hours later, is reported and from then on replaced by the next readable one of its
+    shape; which one that is depends on the files alone, so that a run can be repeated.
 
     Pictures are kept at their working size, in memory that worker processes share, if all of them fit in
     ``cache_bytes``; each process that trains has a cache of its own.
@@ -235,7 +236,13 @@ class _Files:
         def unreadable(error: OSError) -> None:
             report(f"{error.filename}: cannot be read ({error.strerror})")
 
-        for folder, _, files in os.walk(self.root, onerror=unreadable, followlinks=True):
+        seen = set()  # links may lead back
+        for folder, folders, files in os.walk(self.root, onerror=unreadable, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen or (folder != str(self.root) and {OPTIONS, STATE} <= {*files}):  # the sheets of a run
+                folders.clear()
+                continue
+            seen.add(real)
             yield from (Path(folder, file).relative_to(self.root).as_posix() for file in files)
 
     def _archive_names(self) -> Iterator[str]:

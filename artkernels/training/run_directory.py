@@ -86,6 +86,10 @@ class RunDirectory:
         with self._writing():
             self._events.add_image(name, sheet, step or 0)
 
+    def has_grid(self, name: str, step: int) -> bool:
+        """Whether :meth:`grid` has saved this one."""
+        return (self.path / f"{name}{step:06d}.png").exists()
+
     def snapshot(self, step: int, networks: Mapping[str, nn.Module]) -> None:
         """Save the networks that make pictures, one file each, with the names and shapes of stock PyTorch."""
         for name, network in networks.items():
@@ -117,7 +121,10 @@ class RunDirectory:
         if not path.exists():
             return
         for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
                 break
             kept += len(line)
         os.truncate(path, kept)  # an open handle that appends goes on from there

@@ -29,7 +29,7 @@ def read_options(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}: no such run directory")
     try:
         content = json.loads((run / OPTIONS).read_text())
-        return {key: content[key] for key in ("recipe", "version", "options")}
+        return {"recipe": content["recipe"], "version": content["version"], "options": dict(content["options"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}: not a run directory: it has no readable {OPTIONS}") from error
 

@@ -60,7 +60,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, run: Path | None = None) -> None:
         self.recipe, self.options = recipe, recipe.options
-        self.accelerator = make_accelerator(recipe.options.device, recipe.options.amp)
+        self.accelerator = make_accelerator(recipe.options)
         recipe.device = self.accelerator.device
         recipe.rank, recipe.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._check_batch()
@@ -73,10 +73,9 @@ class Trainer:
         self.roll_backs = 0  # since the last save
         self._sums: dict[str, Tensor] = {}  # of what was measured since the last line of the log
         self.stopped: signal.Signals | None = None
-        state = load_state(run) if run else {"step": 0}
-        self._open_directory(run, state["step"])
-        if run:
-            self._load_state_dict(state)
+        if run is not None:
+            self._continue(run)  # first: what does not fit must leave the run as it is
+        self._open_directory(run)
 
     def train(self) -> None:
         """Run to the last step; SIGTERM or Ctrl-C saves and returns early, and ``stopped`` says which it was.
@@ -101,6 +100,8 @@ class Trainer:
             self._clock, self._clock_step = time.perf_counter(), self.step
             if self.step == 0:
                 self._save()
+            elif self.directory and not self.directory.has_grid("fakes", self.step):
+                self._show()  # the run was killed after its state was saved
             while self.step < options.steps and not self._must_stop():
                 self.train_step([next(batches) for _ in range(options.accumulate)])
                 self._end_step(progress)
@@ -213,11 +214,9 @@ class Trainer:
         self.stopped = signal.Signals(number)
 
     def _must_stop(self) -> bool:
-        """Whether a process was told to stop; asked of the others at the ends of ticks only, since they must agree."""
+        """Whether a process was told to stop; all must agree, and one number a step is little beside the gradients."""
         if self.recipe.world_size == 1:
             return self.stopped is not None
-        if self.step % self.options.tick:
-            return False
         own = torch.tensor([self.stopped or 0], device=self.recipe.device)
         number = int(self.accelerator.gather(own).max())
         self.stopped = signal.Signals(number) if number else None
@@ -238,9 +237,13 @@ class Trainer:
         state = self._state_dict()
         if self.directory:
             self.directory.save_state(state)
-            self.directory.snapshot(self.step, self._averaged_networks())
-            self.directory.grid("fakes", self._preview(), self.step)
+            self._show()
         self._clock, self._clock_step = time.perf_counter(), self.step
+
+    def _show(self) -> None:
+        assert self.directory
+        self.directory.snapshot(self.step, self._averaged_networks())
+        self.directory.grid("fakes", self._preview(), self.step)
 
     def _roll_back(self, progress: "tqdm[Any]") -> None:
         """Return to the last save, and on from there with other pictures and other noise.
@@ -289,10 +292,21 @@ class Trainer:
             "processes": gather_object([own]),
         }
 
+    def _continue(self, run: Path) -> None:
+        state = load_state(run)
+        try:
+            self._load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{run}: its state does not fit these options: continue it with its own, or begin a run with --init"
+            ) from error
+        if self.options.steps < self.step:
+            raise UserError(f"{run}: is at step {self.step} already, --steps must be more, got {self.options.steps}")
+
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         for source, pictures in self.pictures.items():
-            if len(pictures) != (before := state["pictures"][source]) and self.recipe.rank == 0:
-                logger.warning("%s: %d pictures now, %d when the state was saved", source, len(pictures), before)
+            if len(pictures) != (before := state["pictures"][source]):
+                self._report_picture(f"{source}: {len(pictures)} pictures now, {before} when the state was saved")
         self.step, self.position = state["step"], state["position"]
         self._sums = {name: sums.to(self.recipe.device) for name, sums in state["sums"].items()}
         for name, network in self.recipe.networks.items():
@@ -367,7 +381,7 @@ class Trainer:
                 for source, part in zip(loaders, parts, strict=True)
             }
 
-    def _open_directory(self, run: Path | None, step: int) -> None:
+    def _open_directory(self, run: Path | None) -> None:
         recipe = self.recipe
         made_with: dict[str, Any] = {
             "recipe": recipe.name,
@@ -379,7 +393,7 @@ class Trainer:
                 self.directory = RunDirectory.create(recipe.options.outdir, recipe.name, recipe.options.data, made_with)
             else:
                 made_with["options"]["init"] = read_options(run)["options"]["init"]  # what it began with stays known
-                self.directory = RunDirectory(run, made_with, step)
+                self.directory = RunDirectory(run, made_with, self.step)
             logger.info("%s", self.directory.path)
             for report in self._early_reports:
                 logger.warning("%s", report)
