@@ -5,9 +5,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from artkernels.training.random_state import get_random_state, seed_everything, 
 from artkernels.training.recipe import Batch, Phase, Recipe
 from artkernels.training.run_directory import RunDirectory
 from artkernels.training.runs import load_state, read_options
+from artkernels.training.signals import on_signals
 from artkernels.training.sources import open_sources, sample_batch
 
 __all__ = ["Trainer"]
@@ -96,7 +96,7 @@ class Trainer:
     def _train(self) -> None:
         options = self.options
         progress = tqdm(initial=self.step, total=options.steps, unit="step", disable=None if self.directory else True)
-        with contextlib.closing(self._batches()) as batches, progress, _on_signals(self._stop):
+        with contextlib.closing(self._batches()) as batches, progress, on_signals(self._stop):
             self._clock, self._clock_step = time.perf_counter(), self.step
             if self.step == 0:
                 self._save()
@@ -402,18 +402,3 @@ class Trainer:
                 self.directory.grid("reals", torch.cat(list(self._samples.values())))
         paths = [self.directory.path if self.directory else None]
         self.path: Path = broadcast_object_list(paths)[0]
-
-
-@contextlib.contextmanager
-def _on_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call ``handle`` on SIGTERM and Ctrl-C, between two steps' instructions, in place of dying."""
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        handle(number)
-
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)
