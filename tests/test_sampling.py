@@ -327,6 +327,7 @@ def test_a_run_is_sampled_by_its_last_snapshot(folder):
         (["netG.safetensors", "--interpolate", "--video", "out.avi"], "must end in .mp4"),
         (["netG.safetensors", "--interpolate", "--video", "absent/out.mp4"], "the folder absent does not exist"),
         (["netG.safetensors", "--interpolate", "--video", "out.mp4", "--grid"], "choose one"),
+        (["netG.safetensors", "--interpolate", "--video", "out.mp4", "--outdir", "out"], "the video is out.mp4"),
         (["netG.safetensors", "--seeds", "0-999999", "--grid"], "more than 100 million"),
         (["netG.safetensors", "--outdir", "text.png"], "text.png: cannot be written"),
         (["netG.safetensors", "--outdir", "/proc/out"], "/proc/out: cannot be written"),

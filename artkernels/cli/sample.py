@@ -26,6 +26,7 @@ from artkernels.training.runs import latest_snapshots
 __all__ = ["sample"]
 
 _SEEDS = "0-15"
+_OUTDIR = Path("out")
 _FRAMES = 60
 _SHEET = "grid.png"
 _LARGEST_SHEET = 10**8  # pixels, 1.2 GB until they are saved
@@ -55,7 +56,9 @@ def sample(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Encode and decode the photographs that follow; needs a VAE.")
     ] = False,
-    outdir: Annotated[Path, typer.Option(help="Folder for the pictures; made if it is not there.")] = Path("out"),
+    outdir: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; made if it is not there.", show_default=str(_OUTDIR))
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N.", show_default="cuda if there is one it can use")
     ] = None,
@@ -67,6 +70,9 @@ def sample(
     """
     photos = photos or []
     _check_options(seeds, trunc, grid, interpolate, frames, video, reconstruct, photos)
+    if video and outdir is not None:
+        raise UserError(f"--outdir is for pictures, the video is {video}")
+    outdir = outdir or _OUTDIR
     file = _file(network)
     sampler = _sampler(file, torch_device(device))
     made_with = {"artkernels": artkernels.__version__, "network": "/".join(file.resolve().parts[-2:]), "trunc": trunc}
