@@ -44,8 +44,8 @@ class Trainer:
     """Trains a recipe's networks and keeps its run directory.
 
     Everything that the losses depend on is part of state.pt: networks, their averages, optimizers, random numbers of
-    every library, and the position in the data. On a CPU a run that was stopped, at any instant, and continued gives
-    bit for bit the losses of one that was not.
+    every library, and the position in the data. On a CPU a run that was stopped, at any instant, and continued with as
+    many threads gives bit for bit the losses of one that was not.
 
     Gradients are averaged over the processes once a phase, by hand: DistributedDataParallel allows one forward for
     each backward, no frozen weights that thaw, and no second derivatives, and adversarial training needs all three.
