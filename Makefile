@@ -14,10 +14,10 @@ OP_TESTS := tests/test_conv_act.py tests/test_conv_backward.py tests/test_conv_n
   tests/test_norm_act_modules.py tests/test_reparameterize_kl.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda bench lint format clean
+.PHONY: help demo test test-cuda bench modelled readme-tables lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -64,17 +64,14 @@ test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
 	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not cpu_only" --emulator-seeds 0,1,7
 	$(BIN)/pytest tests/test_cuda_*.py tests/cuda_emulator/tests
 
-bench: $(VENV)/.installed  ## ours against stock PyTorch, interleaved; then what the CUDA kernels move, modelled
-	$(BIN)/python benchmarks/bench_gram.py
-	$(BIN)/python benchmarks/bench_norm_act.py
-	$(BIN)/python benchmarks/bench_conv_transpose.py
-	$(BIN)/python benchmarks/bench_reparameterize_kl.py
-	$(BIN)/python benchmarks/bench_models.py
-	$(BIN)/python benchmarks/bench_training.py
-	$(BIN)/python benchmarks/modelled_gram.py
-	$(BIN)/python benchmarks/modelled_norm_act.py
-	$(BIN)/python benchmarks/modelled_conv_transpose.py
-	$(BIN)/python benchmarks/modelled_reparameterize_kl.py
+bench: $(VENV)/.installed  ## ours against stock PyTorch and inference engines, a quarter of an hour: out/bench/report.html
+	$(BIN)/artkernels bench --report out/bench
+
+modelled: $(VENV)/.installed  ## what the CUDA kernels move and compute, counted by the emulator
+	$(BIN)/python -m benchmarks.modelled
+
+readme-tables: $(VENV)/.installed  ## the README's tables, from benchmarks/results/
+	$(BIN)/python benchmarks/readme_tables.py
 
 lint: $(VENV)/.installed  ## ruff, mypy, clang-format
 	$(BIN)/ruff check $(PY_SOURCES)

