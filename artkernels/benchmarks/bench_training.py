@@ -73,6 +73,7 @@ class RecipeCase:
         with ExitStack() as resources:
             trainer = self._trainer("stock", setting, resources)
             step = self._step(trainer)
+            step()  # the first one also computes what all share, as a painting's features
             with FlopCounterMode(display=False) as counter:
                 step()
             weights = [weight for network in trainer.recipe.networks.values() for weight in network.parameters()]

@@ -1,7 +1,8 @@
 """Fresh processes, forked from one that has imported everything and run nothing, and what a case is called there."""
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 
@@ -38,9 +39,13 @@ class Processes:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([__name__, *modules])
 
-    def pool(self, count: int) -> Pool:
-        """So many of them."""
-        return Pool(count, context=self.context)
+    @contextmanager
+    def pool(self, count: int) -> Iterator[Pool]:
+        """So many of them, which end when they have nothing left to do."""
+        with Pool(count, context=self.context) as pool:
+            yield pool
+            pool.close()
+            pool.join()
 
     def address(self, case: Case) -> Address:
         """By which they know a case."""
