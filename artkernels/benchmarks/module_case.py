@@ -83,7 +83,7 @@ class ModuleCase:
         """512 roundings of float32, 4 of 16 bits.
 
         Gradients agree no better than this: what lies within rounding of an activation's kink has the other slope. Of
-        whole networks under autocast twice as much, since eager's own bfloat16 is 4 roundings from its float32 (CycleGAN's
+        whole networks under autocast twice as much: eager's own bfloat16 is 4 roundings from its float32 (CycleGAN's
         generator), and its gradients a quarter of their size (TransformerNet's first layers).
         """
         if dtype == "float32":
