@@ -64,7 +64,7 @@ test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
 	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not cpu_only" --emulator-seeds 0,1,7
 	$(BIN)/pytest tests/test_cuda_*.py tests/cuda_emulator/tests
 
-bench: $(VENV)/.installed  ## ours against stock PyTorch and inference engines, a quarter of an hour: out/bench/report.html
+bench: $(VENV)/.installed  ## ours against stock PyTorch and inference engines: out/bench/report.html
 	$(BIN)/artkernels bench --report out/bench
 
 modelled: $(VENV)/.installed  ## what the CUDA kernels move and compute, counted by the emulator

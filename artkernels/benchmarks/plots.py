@@ -204,7 +204,7 @@ def _draw_roofline(panel: Axes, rows: Sequence[Row], ops: Sequence[str], peaks: 
     panel.set_yscale("log")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(EngFormatter(sep=""))
         axis.set_minor_locator(NullLocator())
     panel.grid()
     intensities = [row.limit.flops / row.limit.bytes for row in rows]
