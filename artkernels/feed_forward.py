@@ -12,15 +12,23 @@ from artkernels.checkpoints import load
 from artkernels.errors import UserError
 from artkernels.images import scaled
 from artkernels.models import AdaINDecoder, ResnetGenerator, TransformerNet
-from artkernels.recipes.style_transfer import memory_available
+from artkernels.pooled_allocator import release_pooled_memory
+from artkernels.recipes.style_memory import memory_in_use
+from artkernels.recipes.style_transfer import TileSide, memory_available
+from artkernels.tiling import Affine, Photograph, Plan, Tiling, feature_map, pixels_of, run
 from artkernels.training.runs import METADATA_KEY, latest_snapshots
 
-__all__ = ["Trained", "check", "load_trained", "paint"]
+__all__ = ["Trained", "check", "load_trained", "paint", "tiling"]
 
 _METHODS = {"fast-style": TransformerNet, "adain": AdaINDecoder, "cyclegan": ResnetGenerator}
+# To the pixels that a network was trained on, and from those that it makes.
+_RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
 _MULTIPLE = 4  # of sides; others the networks would round up
 _SMALLEST_SIDE = 16  # the deepest maps are then of 2 x 2 pixels, the least that a reflection takes
 _BYTES_PER_PIXEL = 1200  # a little above the measured peak of the most demanding of them, AdaIN: 1060
+_BYTES_PER_PIXEL_OF_RESULT = 12
+_RESERVE = 2**27  # for what libraries allocate when they are first used
+_SHARE_OF_AVAILABLE = 0.75  # of the memory that nobody has, for a picture that is painted in bands
 
 
 class Trained(NamedTuple):
@@ -91,15 +99,33 @@ def _options(file: Path) -> dict[str, Any]:
         return {}  # not of a training run
 
 
-def check(picture: Tensor, size: int, device: torch.device, what: str = "photograph") -> None:
-    """Raise a UserError if ``picture`` [1, 3, H, W], its longer side ``size``, is too thin or too large to paint."""
+def check(
+    picture: Tensor,
+    size: int,
+    device: torch.device,
+    what: str = "photograph",
+    *,
+    tile: TileSide = None,
+    max_memory: int | None = None,
+) -> None:
+    """Raise a UserError if ``picture`` [1, 3, H, W], its longer side ``size``, is too thin or too large to paint.
+
+    Args:
+        picture: before it is scaled.
+        size: in pixels.
+        device: that the work is to be done on.
+        what: the picture is, for the message.
+        tile: as in :func:`tiling`.
+        max_memory: likewise.
+    """
     height, width = scaled(picture, size)
-    needed, available = height * width * _BYTES_PER_PIXEL, memory_available(device)
-    if available is not None and needed > available:
-        raise UserError(
-            f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
-            f"{available / 2**30:.1f} GiB are available: choose a smaller size"
-        )
+    if tile is None:
+        needed, available = _memory_needed(height, width, max_memory, device)
+        if available is not None and needed > available:
+            raise UserError(
+                f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
+                f"{available / 2**30:.1f} GiB are available: choose a smaller size"
+            )
     if min(height, width) < _SMALLEST_SIDE:
         raise UserError(
             f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
@@ -107,23 +133,63 @@ def check(picture: Tensor, size: int, device: torch.device, what: str = "photogr
         )
 
 
+def tiling(
+    height: int, width: int, device: torch.device, tile: TileSide = "auto", max_memory: int | None = None
+) -> Tiling | None:
+    """How to paint a photograph, already in memory, of ``height`` x ``width`` pixels; None: all of it at once.
+
+    Args:
+        height, width: of the photograph.
+        device: that the work is to be done on.
+        tile: the height of the bands in pixels; "auto": in bands if it does not fit in memory otherwise; None: at once.
+        max_memory: bytes of memory that the process may have in all. None: what the machine has.
+    """
+    if tile is None:
+        return None
+    needed, available = _memory_needed(height, width, max_memory, device)
+    if tile == "auto" and (available is None or needed <= available):
+        return None
+    if max_memory is None and available is not None:
+        available = int(_SHARE_OF_AVAILABLE * available)
+    used = _RESERVE + height * width * _BYTES_PER_PIXEL_OF_RESULT
+    return Tiling(0 if tile == "auto" else tile, None if available is None else max(0, available - used))
+
+
+def _memory_needed(height: int, width: int, max_memory: int | None, device: torch.device) -> tuple[int, int | None]:
+    """An estimate of what painting at once takes, and what there is."""
+    release_pooled_memory()
+    available = memory_available(device)
+    if max_memory is not None:
+        left = max_memory - memory_in_use(device)
+        available = left if available is None else min(left, available)
+    return height * width * _BYTES_PER_PIXEL, available
+
+
 @torch.inference_mode()
-def paint(network: nn.Module, photo: Tensor) -> Tensor:
+def paint(network: nn.Module, photo: Tensor, tiling: Tiling | None = None) -> Tensor:
     """Paint ``photo`` with a TransformerNet or a ResnetGenerator. AdaIN has
     :func:`~artkernels.recipes.adain.adain_stylize`.
 
     Args:
         network: fused or not, in evaluation mode, on the device that does the work.
         photo: [N, 3, H, W], RGB in [0, 1], on any device, H and W at least 16.
+        tiling: paint in bands of rows, to float32's rounding the same picture; None: all at once.
 
     Returns:
         [N, 3, H, W] on the CPU, in [0, 1].
+
+    Raises:
+        UserError: the memory, or the disk for temporary files, is not enough for ``tiling``.
     """
+    weight = next(network.parameters())
+    given, made = next(ranges for kind, ranges in _RANGES.items() if isinstance(network, kind))
     height, width = photo.shape[-2:]
-    pictures = TF.pad(photo, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="reflect")
-    pictures = pictures.to(next(network.parameters()).device)
-    if isinstance(network, TransformerNet):
-        painted: Tensor = network(255 * pictures) / 255
-    else:
-        painted = (network(2 * pictures - 1) + 1) / 2
-    return painted[..., :height, :width].float().cpu().clamp(0, 1)
+    if tiling is None:
+        pictures = TF.pad(photo, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="reflect")
+        at_once: Tensor = made(network(given(pictures.to(weight.device, copy=True))))
+        return at_once[..., :height, :width].float().cpu().clamp(0, 1)
+    painted = torch.empty(photo.shape)
+    for image, result in zip(photo, painted, strict=True):
+        photograph = Photograph(image, given, _MULTIPLE, weight.device, weight.dtype)
+        run(Plan(feature_map(network, photograph), tiling, weight.device, weight.dtype), pixels_of(result, made))
+    return painted.clamp_(0, 1)

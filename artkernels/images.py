@@ -35,6 +35,8 @@ __all__ = [
 METADATA_KEY = "artkernels"
 """The PNG text chunk in which :func:`save` keeps, as JSON, how a picture was made."""
 
+_ROWS_AT_ONCE = 256  # of a picture that is saved: copies of all of it may not fit in memory
+
 
 def load(path: str | os.PathLike[str]) -> Tensor:
     """Read a picture as the viewer would show it: turned as EXIF says, transparency over white, any mode as RGB.
@@ -46,8 +48,9 @@ def load(path: str | os.PathLike[str]) -> Tensor:
         UserError: no such file, not a picture, damaged, unreadable, or too large to be one in good faith.
     """
     with opened(Path(path)) as picture:
-        pixels = np.asarray(to_rgb(picture), dtype=np.float32) / np.float32(255)
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).contiguous()
+        pixels = torch.from_numpy(np.array(to_rgb(picture)))
+    rgb = pixels.permute(2, 0, 1).unsqueeze(0)
+    return rgb.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 @contextmanager
@@ -113,7 +116,7 @@ def resize(image: Tensor, size: int) -> Tensor:
     shape = scaled(image, size)
     if shape == image.shape[-2:]:
         return image
-    return TF.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    return TF.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -156,5 +159,10 @@ def contact_sheet(images: Sequence[Tensor], *, height: int = 256, gap: int = 8) 
 
 
 def _to_pil(image: Tensor) -> Image.Image:
-    pixels = image.detach().cpu().reshape(3, *image.shape[-2:]).float().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), "RGB")
+    height, width = image.shape[-2:]
+    pixels = torch.empty(height, width, 3, dtype=torch.uint8)
+    rgb = image.detach().reshape(3, height, width)
+    for first in range(0, height, _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        pixels[rows] = rgb[:, rows].float().clamp(0, 1).mul_(255).round_().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy(), "RGB")

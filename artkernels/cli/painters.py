@@ -16,7 +16,7 @@ from artkernels.errors import UserError
 from artkernels.feed_forward import Trained
 from artkernels.models import VGG19, AdaINDecoder, AdaINEncoder
 from artkernels.recipes.adain import adain_stylize
-from artkernels.recipes.style_transfer import Progress, Settings, check, stylize
+from artkernels.recipes.style_transfer import Progress, Settings, TileSide, check, stylize
 
 __all__ = ["Painter", "by_adain", "by_network", "by_optimisation"]
 
@@ -41,8 +41,14 @@ def by_optimisation(
     shares: Sequence[float] | None,
     settings: Settings,
     save_every: int | None,
+    *,
+    tile: TileSide = "auto",
+    max_memory: int | None = None,
 ) -> Painter:
-    """Gatys et al. 2016: pixels are trained, and saved on the way after every ``save_every`` steps."""
+    """Gatys et al. 2016: pixels are trained, and saved on the way after every ``save_every`` steps.
+
+    ``tile`` and ``max_memory`` are those of :func:`~artkernels.recipes.style_transfer.stylize`.
+    """
 
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
         with tqdm(total=settings.steps, desc=made_with["photo"], unit="step", disable=None) as bar:
@@ -54,23 +60,42 @@ def by_optimisation(
                     file = path.with_stem(f"{path.stem}-{progress.step:05d}")
                     images.save(progress.image, file, {**made_with, "step": progress.step})
 
-            return stylize(picture, paintings, network, settings, style_shares=shares, on_step=on_step)
+            return stylize(
+                picture,
+                paintings,
+                network,
+                settings,
+                style_shares=shares,
+                on_step=on_step,
+                tile=tile,
+                max_memory=max_memory,
+            )
 
     return Painter(
         {"style_shares": shares, **asdict(settings)},
-        lambda picture: check(picture, paintings, settings, network.mean.device),
+        lambda picture: check(picture, paintings, network, settings, tile=tile, max_memory=max_memory),
         paint,
     )
 
 
-def by_network(trained: Trained, size: int, device: torch.device) -> Painter:
-    """A network that knows one style, or one other kind of pictures."""
+def by_network(
+    trained: Trained, size: int, device: torch.device, *, tile: TileSide = "auto", max_memory: int | None = None
+) -> Painter:
+    """A network that knows one style, or one other kind of pictures.
+
+    ``tile`` and ``max_memory`` are those of :func:`artkernels.feed_forward.tiling`.
+    """
     network = artkernels.fuse(trained.network.to(device), inplace=True)
 
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
-        return feed_forward.paint(network, images.resize(picture, size))
+        photo = images.resize(picture, size)
+        height, width = photo.shape[-2:]
+        return feed_forward.paint(network, photo, feed_forward.tiling(height, width, device, tile, max_memory))
 
-    return Painter(_settings(trained, size), lambda picture: feed_forward.check(picture, size, device), paint)
+    def check(picture: Tensor) -> None:
+        feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
+
+    return Painter(_settings(trained, size), check, paint)
 
 
 def by_adain(
@@ -83,19 +108,32 @@ def by_adain(
     *,
     alpha: float,
     preserve_color: bool,
+    tile: TileSide = "auto",
+    max_memory: int | None = None,
 ) -> Painter:
-    """Huang and Belongie 2017: a decoder for any style, with the encoder that it was trained with."""
+    """Huang and Belongie 2017: a decoder for any style, with the encoder that it was trained with.
+
+    ``tile`` and ``max_memory`` are those of :func:`artkernels.feed_forward.tiling`.
+    """
     encoder = artkernels.fuse(_encoder(trained, vgg).to(device), inplace=True)
     decoder = artkernels.fuse(trained.network.to(device), inplace=True)
     assert isinstance(decoder, AdaINDecoder)
     for painting in paintings:
-        feed_forward.check(painting, max(painting.shape[-2:]), device, "style picture")
+        feed_forward.check(
+            painting, max(painting.shape[-2:]), device, "style picture", tile=tile, max_memory=max_memory
+        )
 
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
-        return adain_stylize(encoder, decoder, images.resize(picture, size), paintings, shares, alpha, preserve_color)
+        photo = images.resize(picture, size)
+        height, width = max((photo, *paintings), key=Tensor.numel).shape[-2:]
+        tiling = feed_forward.tiling(height, width, device, tile, max_memory)
+        return adain_stylize(encoder, decoder, photo, paintings, shares, alpha, preserve_color, tiling)
+
+    def check(picture: Tensor) -> None:
+        feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
 
     settings = {**_settings(trained, size), "style_shares": shares, "alpha": alpha, "preserve_color": preserve_color}
-    return Painter(settings, lambda picture: feed_forward.check(picture, size, device), paint)
+    return Painter(settings, check, paint)
 
 
 def _settings(trained: Trained, size: int) -> dict[str, Any]:

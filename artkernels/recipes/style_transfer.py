@@ -5,53 +5,32 @@ painting's style (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Conv
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as TF
 from torch import Tensor
 
-from artkernels import functional as F
 from artkernels.errors import UserError
 from artkernels.images import resize, scaled
 from artkernels.models.vgg import VGG19
 from artkernels.pooled_allocator import pooled_allocator_statistics, release_pooled_memory
-from artkernels.recipes.perceptual import (
-    RelativeGramLoss,
-    keep_colors,
-    luma,
-    match_luma,
-    normalise_shares,
-    relative_mse,
-    total_variation,
-)
+from artkernels.recipes.perceptual import keep_colors, luma, match_luma, normalise_shares
+from artkernels.recipes.style_memory import HISTORY, Footprint, memory_in_use, nothing_kept
+from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Objective, TiledObjective, Weights
 
-__all__ = [
-    "CONTENT_LAYER",
-    "STYLE_LAYERS",
-    "Progress",
-    "Settings",
-    "check",
-    "memory_available",
-    "memory_needed",
-    "stylize",
-]
+__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "TileSide", "check", "memory_available", "stylize"]
 
-STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-CONTENT_LAYER = "relu4_2"
+TileSide: TypeAlias = Literal["auto"] | int | None
 
 # The network pads with zeros, and the optimiser draws lines along the border to make up for it. So it works on a canvas
 # that is this much larger on each side, and the lines are cut off.
 _MARGIN = 16
 _SMALLEST_SIDE = 32  # the deepest layer sees one sixteenth of it
 _COARSEST_SIDE = 96
-
-# Measured peak of forward and backward, with the optimiser's history: a part of its own, and so much a pixel.
-_BYTES = 2**28
-_BYTES_PER_PIXEL = 3000
-_HISTORY = 20  # L-BFGS's pairs of past steps and gradients; each costs 24 bytes a pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +45,8 @@ class Settings:
             the same weights suit any checkpoint, photograph and painting.
         tv_weight: weight of the total variation, >= 0: more makes a smoother picture.
         init: begin with the photograph ("content") or with random "noise".
-        optimizer: "lbfgs", which needs fewer steps, or "adam", which needs less memory.
+        optimizer: "lbfgs", which needs fewer steps, or "adam", which needs less memory: 24 bytes a pixel of its own,
+            L-BFGS 516. So a picture of 4096 x 4096 pixels can be had in 4 GB with Adam only, tile by tile.
         preserve_color: keep the photograph's colours and transfer the brush-work only.
         seed: of the noise. The same seed, settings, machine and number of threads give the same picture.
 
@@ -117,6 +97,8 @@ def stylize(
     *,
     style_shares: Sequence[float] | None = None,
     on_step: Callable[[Progress], None] | None = None,
+    tile: TileSide = "auto",
+    max_memory: int | None = None,
 ) -> Tensor:
     """Paint ``photo`` in the manner of ``styles``.
 
@@ -130,18 +112,25 @@ def stylize(
         settings: None for the defaults.
         style_shares: how much of each painting, one positive number each; only their proportions count. None: equal.
         on_step: called after every step.
+        tile: compute each step in tiles of this side in pixels, rounded up to a multiple of 16. The loss and the
+            gradient are the same to float32 rounding, at any size; the memory is that of a tile's features, the time
+            more than half as much again, as the network looks at the picture twice, and at the tiles' surroundings.
+            None: untiled. "auto": untiled if that fits in memory, else in the largest tiles that do; as it depends on
+            what is in memory already, the picture may differ by rounding from one run to the next.
+        max_memory: bytes that the process may hold in all. None: as many as there are.
 
     Returns:
         [1, 3, H', W'] on the CPU, in [0, 1], the longer side ``settings.size``, the shape of the photograph.
 
     Raises:
-        UserError: a picture too thin, a size that will not fit in memory, shares that do not fit the styles, or a loss
-            that is no longer finite.
+        UserError: a picture too thin, a tile below 1 pixel, a size that will not fit in memory, shares that do not fit
+            the styles, or a loss that is no longer finite.
     """
     settings = settings or Settings()
     device = vgg.mean.device
     shares = normalise_shares(style_shares, len(styles))
-    check(photo, styles, settings, device)
+    check(photo, styles, vgg, settings, tile=tile, max_memory=max_memory)
+    budget = _budget(device, max_memory)
 
     original = full = resize(photo, settings.size)
     if settings.preserve_color:
@@ -166,71 +155,40 @@ def stylize(
         else:
             generator = torch.Generator().manual_seed(settings.seed)
             image = (0.5 + 0.2 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
-        objective = _Objective(
-            vgg, _extend(target).to(device), [resize(style, side).to(device) for style in styles], shares, settings
-        )
         canvas = _extend(image).to(device).requires_grad_()
-        optimizer = _optimizer(canvas, settings)
-        for step in range(first, last):
-            loss = _step(optimizer, objective, canvas, step + 1)
-            image = canvas.detach()[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-            if on_step is not None:
-                on_step(Progress(step + 1, settings.steps, loss, finish(image)))
+        image = _without_margin(canvas)
+        tile_here = _tile(_footprint(target, styles, vgg, settings, side), tile, budget)
+        with nothing_kept() if tile_here or max_memory is not None else nullcontext():
+            objective = (TiledObjective if tile_here else Objective)(
+                vgg,
+                _extend(target).to(device),
+                (resize(style, side).to(device) for style in styles),
+                shares,
+                Weights(settings.content_weight, settings.style_weight, settings.tv_weight),
+                tile_here,
+            )
+            optimizer = _optimizer(canvas, settings)
+            for step in range(first, last):
+                loss = _step(optimizer, objective, canvas, step + 1)
+                image = _without_margin(canvas)
+                if on_step is not None:
+                    on_step(Progress(step + 1, settings.steps, loss, finish(image)))
         image = image.cpu()
         release_pooled_memory()  # the next scale's feature maps are four times as large, and fit in none of it
     assert image is not None  # a pyramid has at least one level
     return finish(image)
 
 
-class _Objective:
-    """The loss of a canvas against one photograph and the paintings, at one scale.
-
-    Several paintings cost no more than one: the weighted sum of squared distances to their Gram matrices is, up to a
-    constant, the squared distance to the weighted mean of the matrices.
-    """
-
-    def __init__(
-        self, vgg: VGG19, photo: Tensor, styles: Sequence[Tensor], shares: Sequence[float], settings: Settings
-    ) -> None:
-        self.vgg = vgg
-        self.settings = settings
-        with torch.no_grad():  # the targets, once a scale
-            self.content = self._features(photo, [CONTENT_LAYER])[CONTENT_LAYER]
-            grams: dict[str, Tensor] = {}
-            for share, style in zip(shares, styles, strict=True):
-                for layer, features in self._features(style, STYLE_LAYERS).items():
-                    gram = share * F.gram_matrix(features)
-                    grams[layer] = grams[layer] + gram if layer in grams else gram
-        self.style_loss = RelativeGramLoss(grams, F.gram_mse_loss)
-
-    def __call__(self, canvas: Tensor) -> Tensor:
-        features = self._features(canvas, [*STYLE_LAYERS, CONTENT_LAYER])
-        return (
-            self.settings.content_weight * relative_mse(features[CONTENT_LAYER], self.content)
-            + self.settings.style_weight * self.style_loss(features)
-            + self.settings.tv_weight * total_variation(canvas)
-        )
-
-    def _features(self, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        # channels_last is the layout that the convolutions are fastest in; a luminance picture becomes three channels.
-        image = image.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        features: dict[str, Tensor] = self.vgg(image, layers)
-        return features
-
-
 def _optimizer(canvas: Tensor, settings: Settings) -> torch.optim.Optimizer:
     if settings.optimizer == "adam":
-        return torch.optim.Adam([canvas], lr=0.03)
+        return torch.optim.Adam([canvas], lr=0.03, fused=True)  # in place: no pictures beside its two moments
     # One evaluation a step (max_iter=1), and no stopping of its own: a pixel's gradient is below its tolerances.
-    return torch.optim.LBFGS([canvas], max_iter=1, history_size=_HISTORY, tolerance_grad=0, tolerance_change=0)
+    return torch.optim.LBFGS([canvas], max_iter=1, history_size=HISTORY, tolerance_grad=0, tolerance_change=0)
 
 
-def _step(optimizer: torch.optim.Optimizer, objective: _Objective, canvas: Tensor, step: int) -> float:
+def _step(optimizer: torch.optim.Optimizer, objective: Objective, canvas: Tensor, step: int) -> float:
     def closure() -> float:
-        optimizer.zero_grad()
-        loss = objective(canvas)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        return objective.backward(canvas)
 
     loss = optimizer.step(closure)
     if not math.isfinite(loss):
@@ -251,30 +209,76 @@ def _extend(image: Tensor) -> Tensor:
     return TF.pad(image, [_MARGIN] * 4, mode="reflect")
 
 
-def check(photo: Tensor, styles: Sequence[Tensor], settings: Settings, device: torch.device) -> None:
+def _without_margin(canvas: Tensor) -> Tensor:
+    return canvas.detach()[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+
+
+def check(
+    photo: Tensor,
+    styles: Sequence[Tensor],
+    vgg: VGG19,
+    settings: Settings,
+    *,
+    tile: TileSide = "auto",
+    max_memory: int | None = None,
+) -> None:
     """Raise the UserError that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
+    if isinstance(tile, int) and tile < 1:
+        raise UserError(f"the side of a tile must be at least 1 pixel, got {tile}")
     for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
         height, width = scaled(image, settings.size)
-        _check_memory(height, width, device)
         if min(height, width) < _SMALLEST_SIDE:
             raise UserError(
                 f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
                 "choose a larger size"
             )
+    _check_memory(photo, styles, vgg, settings, tile, max_memory)
 
 
-def memory_needed(height: int, width: int) -> int:
-    """Estimate the bytes that :func:`stylize` allocates at its peak for a result of ``height`` x ``width`` pixels."""
-    return _BYTES + (height + 2 * _MARGIN) * (width + 2 * _MARGIN) * _BYTES_PER_PIXEL
+def _check_memory(
+    photo: Tensor, styles: Sequence[Tensor], vgg: VGG19, settings: Settings, tile: TileSide, max_memory: int | None
+) -> None:
+    budget = _budget(vgg.mean.device, max_memory)
+    footprint = _footprint(photo, styles, vgg, settings, settings.size)
+    side = _tile(footprint, tile, budget)
+    needed = footprint.bytes(side)
+    if budget is None or needed <= budget:
+        return
+    height, width = scaled(photo, settings.size)
+    hints = ["choose a smaller size"]
+    if tile is None:
+        hints.append("let it be computed in tiles")
+    if settings.optimizer == "lbfgs":
+        with_adam = replace(footprint, optimizer="adam").bytes(side)
+        hints.append(f"the optimizer adam, which would need {with_adam / 2**30:.1f} GiB")
+    raise UserError(
+        f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory"
+        f"{'' if side is None else f', in tiles of {side} pixels,'} and {max(budget, 0) / 2**30:.1f} GiB are "
+        f"available: {' or '.join(hints)}"
+    )
 
 
-def _check_memory(height: int, width: int, device: torch.device) -> None:
-    needed, available = memory_needed(height, width), memory_available(device)
-    if available is not None and needed > available:
-        raise UserError(
-            f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
-            f"{available / 2**30:.1f} GiB are available: choose a smaller size"
-        )
+def _footprint(photo: Tensor, styles: Sequence[Tensor], vgg: VGG19, settings: Settings, side: int) -> Footprint:
+    """Of the scale at which the photograph's longer side is ``side``."""
+    height, width = scaled(photo, side)
+    canvas = (height + 2 * _MARGIN, width + 2 * _MARGIN)
+    return Footprint(vgg, settings.optimizer, canvas, tuple(scaled(style, side) for style in styles))
+
+
+def _tile(footprint: Footprint, tile: TileSide, budget: int | None) -> int | None:
+    """The tile to use; None where the whole is."""
+    if tile == "auto":
+        return None if budget is None else footprint.largest_tile(budget)
+    return None if tile is None or tile >= max(footprint.canvas) else tile
+
+
+def _budget(device: torch.device, max_memory: int | None) -> int | None:
+    """Bytes that may be taken on ``device``, beyond those that are in use; None where nobody says."""
+    available = memory_available(device)
+    if max_memory is None:
+        return available
+    left = max_memory - memory_in_use(device)
+    return left if available is None else min(left, available)
 
 
 def memory_available(device: torch.device) -> int | None:

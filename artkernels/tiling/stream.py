@@ -1,0 +1,207 @@
+"""Runs a plan: pass by pass, band by band."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from artkernels import functional as F
+from artkernels.ops.norm_act import Statistics
+from artkernels.pooled_allocator import release_pooled_memory
+
+from .maps import UNCHANGED, Affine, FeatureMap, Normalisation, inside, picture_of
+from .plan import Pass, Plan
+from .store import Store, check_disk
+
+__all__ = ["pixels_of", "run", "statistics"]
+
+Receiver = Callable[[int, Tensor], None]  # is told the first row, and given the rows
+
+
+def run(plan: Plan, receive: Receiver) -> None:
+    """Compute the plan's output and give its rows to ``receive``, in order.
+
+    Raises:
+        UserError: there is no room on the disk for what the plan keeps there.
+    """
+    check_disk(plan.disk)
+    stores: dict[FeatureMap, Store] = {}
+    try:
+        for index, step in enumerate(plan.passes):
+            for map in step.writes:
+                before = plan.takes_over.get(map)
+                stores[map] = stores[before] if before else Store(map.shape, plan.dtype, plan.resident[map])
+            if step.goal is plan.output:
+                _stream(step, plan, stores, receive)
+            else:
+                moments = _Moments()
+                _stream(step, plan, stores, moments.add)
+                for user in plan.users[step.goal]:
+                    if isinstance(user, Normalisation):
+                        user.statistics = moments.result(unbiased=user.unbiased)
+            _close_all_but({m for following in plan.passes[index + 1 :] for m in following.reads}, stores)
+            release_pooled_memory()  # the bands of the next pass are of other sizes
+    finally:
+        _close_all_but(set(), stores)
+
+
+def statistics(plan: Plan, *, unbiased: bool) -> Statistics:
+    """Mean and variance, [1, C] each, of the plan's output."""
+    moments = _Moments()
+    run(plan, moments.add)
+    return moments.result(unbiased=unbiased)
+
+
+def pixels_of(picture: Tensor, range: Affine = UNCHANGED) -> Receiver:
+    """A receiver of rows that, but for their range, are pixels of ``picture``, [C, H, W], or beyond its edges."""
+    height, width = picture.shape[1:]
+
+    def receive(first: int, rows: Tensor) -> None:
+        inside = rows[: max(0, height - first), :width]
+        picture[:, first : first + len(inside)] = range(inside.float()).permute(2, 0, 1)
+
+    return receive
+
+
+def _close_all_but(needed: set[FeatureMap], stores: dict[FeatureMap, Store]) -> None:
+    for map in [m for m in stores if m not in needed]:
+        store = stores.pop(map)
+        if store not in stores.values():  # that of a map which took it over
+            store.close()
+
+
+def _stream(step: Pass, plan: Plan, stores: dict[FeatureMap, Store], receive: Receiver) -> None:
+    rows: dict[FeatureMap, _Rows] = {m: _Kept(m, stores[m], plan.device) for m in step.reads}
+    for map in step.computed:
+        rows[map] = _Computed(map, [rows[input] for input in map.inputs])
+        if map in step.writes:
+            rows[map].receivers.append(stores[map].write)
+    goal = rows[step.goal]
+    goal.receivers.append(receive)
+    height, band = step.goal.shape.height, plan.rows_of(step.goal)
+    for first in range(0, height, band):
+        goal.rows(first, min(first + band, height))
+        goal.forget(None, first + band)
+    for map in step.writes:
+        rows[map].finish()
+
+
+class _Rows:
+    """The rows of a map in one pass: made once, in order, and forgotten when all their readers are done with them.
+
+    Attributes:
+        receivers: are given the rows as they are made.
+    """
+
+    def __init__(self, map: FeatureMap) -> None:
+        self.map = map
+        self.receivers: list[Receiver] = []
+        self._band: Tensor | None = None  # rows self._first to self._end
+        self._first = self._end = 0
+        self._wanted: dict[_Rows | None, int] = {}  # the first row that a reader may still ask for
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """Rows ``first`` to ``end``."""
+        if end > self._end:
+            made = self._make(self._end, end)
+            for receive in self.receivers:
+                receive(self._end, made)
+            self._band = made if self._band is None else torch.cat([self._band, made])
+            self._end = end
+        assert self._band is not None
+        assert first >= self._first
+        return self._band[first - self._first : end - self._first]
+
+    def finish(self) -> None:
+        """Make the rows that no reader in this pass has any use for."""
+        if self._end < self.map.shape.height:
+            self.rows(self._end, self.map.shape.height)
+
+    def forget(self, reader: "_Rows | None", row: int) -> None:
+        """The ``reader`` asks for none before ``row`` again."""
+        self._wanted[reader] = row
+        row = min(*self._wanted.values(), self._end)
+        if row > self._first:
+            assert self._band is not None
+            # A copy: the few that are left must not keep the memory of all, nor be what a map is written over.
+            self._band = self._band[row - self._first :].clone() if row < self._end else None
+            self._first = row
+
+    def _make(self, first: int, end: int) -> Tensor:
+        raise NotImplementedError
+
+
+class _Kept(_Rows):
+    """Rows that an earlier pass has kept."""
+
+    def __init__(self, map: FeatureMap, store: Store, device: torch.device) -> None:
+        super().__init__(map)
+        self._store, self._device = store, device
+
+    def _make(self, first: int, end: int) -> Tensor:
+        return self._store.read(first, end).to(self._device)
+
+
+class _Computed(_Rows):
+    """Rows that are computed from those of other maps."""
+
+    def __init__(self, map: FeatureMap, inputs: list[_Rows]) -> None:
+        super().__init__(map)
+        self._inputs = inputs
+        for input in inputs:
+            input.forget(self, 0)
+
+    def _make(self, first: int, end: int) -> Tensor:
+        window = self.map.window(first, end)
+        made = self.map.compute([self._windowed(input, *window) for input in self._inputs], first, end)
+        for input in self._inputs:
+            input.forget(self, self._first_wanted(end, input.map.shape.height))
+        return made
+
+    def _windowed(self, input: _Rows, first: int, end: int) -> Tensor:
+        """Rows of an input, and what stands for those beyond its edges."""
+        height = input.map.shape.height
+        if first >= 0 and end <= height:
+            return input.rows(first, end)
+        wanted = torch.arange(first, end)
+        there = inside(wanted, height, self.map.edge)
+        begin = int(there.min())
+        rows = input.rows(begin, int(there.max()) + 1)
+        rows = rows.index_select(0, (there - begin).to(rows.device))
+        if self.map.edge == "zeros":
+            rows[((wanted < 0) | (wanted >= height)).to(rows.device)] = 0
+        return rows
+
+    def _first_wanted(self, row: int, height: int) -> int:
+        """The first row of the inputs, ``height`` rows high, that ``row`` or those after it are made of."""
+        if row >= self.map.shape.height:
+            return height
+        first = max(0, self.map.window(row, row + 1)[0])
+        if self.map.edge != "reflect":
+            return min(first, height - 1)
+        beyond = self.map.window(row, self.map.shape.height)[1] - height
+        return min(first, height - 1 - max(0, beyond))
+
+
+class _Moments:
+    """Mean and variance of each channel, from bands: Chan, Golub and LeVeque 1979."""
+
+    def __init__(self) -> None:
+        self._pixels = 0
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)  # squares: of the distances from the mean
+
+    def add(self, first: int, rows: Tensor) -> None:
+        """Those of some rows, [n, W, C]."""
+        mean, var = (of_rows.double().cpu() for of_rows in F.feature_statistics(picture_of(rows)))
+        pixels = rows.shape[0] * rows.shape[1]
+        total = self._pixels + pixels
+        distance = mean - self._mean
+        self._squares = self._squares + var * pixels + distance.square() * (self._pixels * pixels / total)
+        self._mean = self._mean + distance * (pixels / total)
+        self._pixels = total
+        self._device, self._dtype = rows.device, torch.promote_types(rows.dtype, torch.float32)
+
+    def result(self, *, unbiased: bool) -> Statistics:
+        """(mean, variance), [1, C] each."""
+        var = self._squares / (self._pixels - unbiased)
+        return self._mean.to(self._device, self._dtype), var.to(self._device, self._dtype)
