@@ -79,7 +79,7 @@ def contests(request: Request) -> list[Contest]:
     """All rows that the request asks for.
 
     Float32 in planes shows how a step divides into forward and backward; channels_last and 16 bits are timed in whole
-    passes alone, and 16 bits in planes, beside peers in both layouts.
+    passes alone, and 16 bits in planes, beside peers in both layouts. A quick run has models in inference alone.
     """
     found: list[Contest] = []
     dtypes = request.dtypes or ("float32", "bfloat16")[: 1 if request.quick else 2]
@@ -90,7 +90,8 @@ def contests(request: Request) -> list[Contest]:
             for dtype in (dtype for dtype in dtypes if dtype in case.dtypes):
                 for layout in case.layouts[: 1 if request.quick or dtype != "float32" else 2]:
                     all_passes = dtype == "float32" and layout == "contiguous" and not request.quick
-                    kinds = [kind for kind in case.passes if kind != "backward" or all_passes]
+                    passes = case.passes[:1] if request.quick and op == "models" else case.passes
+                    kinds = [kind for kind in passes if kind != "backward" or all_passes]
                     found += [Contest(case, Setting(kind, layout, dtype, request.device)) for kind in kinds]
     return found
 
