@@ -88,19 +88,17 @@ class Plan:
         self.users = _users(order)
         of_normalisations = dict.fromkeys(m.inputs[0] for m in order if isinstance(m, Normalisation))
         goals = [*of_normalisations, self.output]
-        alone = [_pass(goal, ()) for goal in goals]  # the longest that they can be
-        self.rows = self.tiling.rows or self._highest_band(alone)
-        bands = max(self._band_bytes(step, self.rows) for step in alone)
         memory = self.tiling.memory
+        self.passes = self._decide_what_is_kept(goals, None if memory is None else (1 - _SHARE_OF_BANDS) * memory)
+        self.rows = self.tiling.rows or self._highest_band()
+        bands = self._bytes_of_bands(self.rows)
         if memory is not None and bands > memory:
             raise UserError(
                 f"bands of {self.rows} x {self.output.shape.width} pixels need about {bands / 2**20:.0f} MiB of memory "
                 f"beside the pictures and {max(0, memory) / 2**20:.0f} MiB are left: allow more, or choose lower bands "
                 "or a smaller size"
             )
-        for_maps = None if memory is None else int((memory - bands) * _USED_OF_BLOCKS)
-        self.passes = self._decide_what_is_kept(goals, for_maps)
-        self._decide_where(for_maps)
+        self._decide_where(None if memory is None else int((memory - bands) * _USED_OF_BLOCKS))
 
     def rows_of(self, goal: FeatureMap) -> int:
         """Of a band of ``goal``, which may be smaller than the output."""
@@ -109,29 +107,33 @@ class Plan:
     def _bytes(self, map: FeatureMap, rows: int) -> int:
         return rows * map.shape.width * map.shape.channels * self.dtype.itemsize
 
-    def _highest_band(self, alone: list[Pass]) -> int:
+    def _highest_band(self) -> int:
         memory, rows = self.tiling.memory, _HIGHEST_BAND
-        while memory is not None and rows > _LOWEST_BAND:
-            if max(self._band_bytes(step, rows) for step in alone) <= _SHARE_OF_BANDS * memory:
-                break
+        while memory is not None and rows > _LOWEST_BAND and self._bytes_of_bands(rows) > _SHARE_OF_BANDS * memory:
             rows //= 2
         return rows
 
+    def _bytes_of_bands(self, rows: int) -> int:
+        return max(self._band_bytes(step, rows) for step in self.passes)
+
     def _band_bytes(self, step: Pass, rows: int) -> int:
-        """An estimate of what a band of a pass takes at its peak: a layer's input and output, and what others keep."""
-        layers, waiting = [0], 0
+        """An estimate of what the bands of a pass take: each layer's input and output, and what waits for the next.
+
+        They are not there all at once, but the pooled allocator keeps a layer's memory for that layer's next band.
+        """
+        layers = waiting = 0
         for map in step.computed:
             first = min(map.shape.height // 2, map.shape.height - 1)
             own = min(_scaled(rows, map, self.output), map.shape.height)
             window, next_window = map.window(first, first + own), map.window(first + own, first + own + 1)
             taken = sum(self._bytes(input, window[1] - window[0]) for input in map.inputs)
-            layers.append(_WORKSPACE * taken + 2 * self._bytes(map, own))
+            layers += _WORKSPACE * taken + 2 * self._bytes(map, own)
             waiting += sum(self._bytes(input, max(0, window[1] - next_window[0])) for input in map.inputs)
             if len(map.inputs) > 1:  # one of them waits for the other
                 waiting += self._bytes(map, own)
-        return max(layers) + waiting
+        return layers + waiting
 
-    def _decide_what_is_kept(self, goals: list[FeatureMap], for_maps: int | None) -> list[Pass]:
+    def _decide_what_is_kept(self, goals: list[FeatureMap], for_maps: float | None) -> list[Pass]:
         passes: list[Pass] = []
         kept: set[FeatureMap] = set()
         for goal in goals:
@@ -145,7 +147,7 @@ class Plan:
             passes.append(step)
         return passes
 
-    def _is_worth_keeping(self, step: Pass, for_maps: int | None) -> bool:
+    def _is_worth_keeping(self, step: Pass, for_maps: float | None) -> bool:
         """Whether it fits in memory with another of its size, or else is too much work to do again."""
         size = self._bytes(step.goal, step.goal.shape.height)
         flops = sum(m.flops for m in step.computed)
