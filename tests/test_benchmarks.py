@@ -107,6 +107,11 @@ def test_ours_is_not_timed_where_it_computes_something_else(only):
         run(only(wrong))
 
 
+def test_an_output_of_another_shape_is_not_taken_for_the_same(only):
+    with pytest.raises(RuntimeError, match=r"values of \[\(1, 1, 8, 8\)\] instead of \[\(1, 4, 8, 8\)\]"):
+        run(only(case(lambda x: x[:, :1] * 0, lambda x: x * 0, passes=("inference",))))
+
+
 def test_a_wrong_gradient_is_seen_where_gradients_are_asked_for(only):
     class Halved(torch.autograd.Function):
         @staticmethod

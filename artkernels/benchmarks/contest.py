@@ -107,8 +107,8 @@ class Contest:
         return {OURS: ours, **found}
 
     def _peaks(self, arena: Arena, threads: int, nbytes: int) -> dict[str, int]:
-        told_by_others = self.setting.kind == "backward" or self.setting.layout == "channels_last" or self.case.axis
-        if told_by_others or nbytes < _MEASURABLE:
+        told_by_other_rows = self.setting.kind == "backward" or self.setting.layout == "channels_last" or self.case.axis
+        if told_by_other_rows or nbytes < _MEASURABLE:
             return {}
         return {name: peak(self.case, name, self.setting, threads, arena.processes) for name in _OF_MEMORY}
 
@@ -120,8 +120,9 @@ def _difference(
 ) -> str:
     """What is wrong, or nothing."""
     for what, tensors, wanted, most in zip(("values", "gradients"), found, expected, tolerance, strict=True):
-        if len(tensors) != len(wanted):
-            return f"{len(tensors)} {what} instead of {len(wanted)}"
+        shapes, right_shapes = ([tuple(tensor.shape) for tensor in one] for one in (tensors, wanted))
+        if shapes != right_shapes:
+            return f"{what} of {shapes} instead of {right_shapes}"
         # A gradient that is zero but for rounding, as of a bias before a normalisation, has no relative error.
         zero = max((torch.finfo(tensor.dtype).eps for tensor in wanted), default=0.0) ** 0.5
         floor = max(1e-3, zero) * max((_rms(tensor) for tensor in wanted), default=0.0)

@@ -10,7 +10,7 @@ from torch.nn import functional as torch_functional
 
 from artkernels.benchmarks.results import Limit
 
-__all__ = ["Arithmetic", "Copy", "arithmetic", "limit"]
+__all__ = ["Arithmetic", "Copy", "arithmetic", "copy_speed", "limit", "peak"]
 
 _COPIED = 64 << 20  # bytes: larger than a cache
 

@@ -135,28 +135,23 @@ def run(request: Request, on_row: Callable[[Row], None] = lambda row: None) -> t
 @contextmanager
 def _allocator(pooled: bool) -> Iterator[None]:
     """The one that is asked for; the command line has the pooled one on."""
-    before = artkernels.build_info()["pooled_allocator"]
+    before = artkernels.pooled_allocator_statistics().max_bytes
     artkernels.use_pooled_allocator(None if pooled else 0)
     try:
         yield
     finally:
-        artkernels.use_pooled_allocator(None if before else 0)
+        artkernels.use_pooled_allocator(before)
 
 
 def _pytest(path: Path, recorder: "_Recorder") -> None:
     """pytest on the suite alone: no configuration, plugins or caches of the folder that the user is in."""
     quiet = ["-qq", "-s", "--no-header", "--no-summary", "--tb=short", "--benchmark-quiet"]
     alone = ["-c", os.devnull, "--rootdir", str(_SUITE.parent), "--noconftest", "-p", "no:cacheprovider"]
-    before = os.environ.get("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    try:
-        arguments = [str(_SUITE), *quiet, *alone, "-p", "pytest_benchmark.plugin", f"--benchmark-json={path}"]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PytestBenchmarkWarning)  # that there is nothing to save: run() says it
-            pytest.main(arguments, plugins=[recorder])
-    finally:
-        if before is None:
-            del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+    arguments = [str(_SUITE), *quiet, *alone, "-p", "pytest_benchmark.plugin", f"--benchmark-json={path}"]
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        warnings.simplefilter("ignore", PytestBenchmarkWarning)  # that there is nothing to save: run() says it
+        pytest.main(arguments, plugins=[recorder])
 
 
 @dataclass
