@@ -297,6 +297,14 @@ def test_mistakes_are_one_sentence_before_anything_is_timed(arguments, message, 
     assert message in capsys.readouterr().err
 
 
+def test_a_run_without_any_row_leaves_with_the_reasons_and_no_traceback(capsys):
+    # A batch norm of one value has no variance.
+    assert command(["bench", "--ops", "norm_act", "--shapes", "1x1x1x1", "--quick", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "Expected more than 1" in error
+    assert "Traceback" not in error
+
+
 def test_the_command_writes_a_report_and_fails_when_it_is_slower_than_asked(tmp_path, capsys):
     timed = ["bench", "--ops", "reparameterize_kl", "--shapes", "4x8", "--quick", "--dtype", "float32"]
     assert command([*timed, "--report", str(tmp_path / "a" / "b")]) == 0

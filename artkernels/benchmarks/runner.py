@@ -26,11 +26,15 @@ from artkernels.benchmarks.results import Results, Row
 from artkernels.benchmarks.timing import Effort
 from artkernels.errors import UserError
 
-__all__ = ["Request", "contests", "run"]
+__all__ = ["NothingTimedError", "Request", "contests", "run"]
 
 _SUITE = Path(__file__).with_name("suite.py")
 _FULL, _QUICK = Effort(0.4, fewest=5, most=15), Effort(0.2, fewest=5, most=9)
 _IN_QUICK = ("norm_act", "conv_transpose", "gram", "reparameterize_kl", "models")
+
+
+class NothingTimedError(RuntimeError):
+    """Every row failed; the message says why each."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def run(request: Request, on_row: Callable[[Row], None] = lambda row: None) -> t
 
     Raises:
         UserError: there is nothing to time.
-        RuntimeError: no row could be timed.
+        NothingTimedError: no row could be timed.
         KeyboardInterrupt: stopped before the first row.
     """
     chosen = contests(request)
@@ -126,7 +130,7 @@ def run(request: Request, on_row: Callable[[Row], None] = lambda row: None) -> t
         finally:
             torch.set_num_threads(arena.threads)  # a case may have others
         if not path.exists():
-            raise KeyboardInterrupt if recorder.interrupted else RuntimeError("\n".join(recorder.failures))
+            raise KeyboardInterrupt if recorder.interrupted else NothingTimedError("\n".join(recorder.failures))
         text = _one_line_a_row(json.loads(path.read_text()))
         path.write_text(text)
         return Results.load(path), text

@@ -85,7 +85,7 @@ def bench(
     from artkernels.benchmarks.cases import OPS
     from artkernels.benchmarks.compare import changes, too_slow
     from artkernels.benchmarks.results import EAGER, Results
-    from artkernels.benchmarks.runner import Request, run
+    from artkernels.benchmarks.runner import NothingTimedError, Request, run
 
     if fail_if_slower is not None and fail_if_slower <= 0:
         raise UserError(f"--fail-if-slower must be more than 0, as 0.95, got {fail_if_slower:g}")
@@ -100,8 +100,12 @@ def bench(
         quick=quick,
         pooled=pooled,
     )
-    with _Table(request) as table:
-        results, text = run(request, table.add)
+    try:
+        with _Table(request) as table:
+            results, text = run(request, table.add)
+    except NothingTimedError as error:
+        print(f"artkernels bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     _print_notes(results)
     if report:
         print(_write(results, text, report))
