@@ -313,6 +313,17 @@ def test_every_row_is_in_exactly_one_ratio_plot_of_a_peer_that_it_has():
     assert {id(r) for page in pages for r in page} == {id(r) for r in rows}
 
 
+def test_a_ratio_stands_beside_the_name_of_its_own_row(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(plots, "_draw_verdicts", lambda panel, heights, rows, peer: drawn.append((panel, rows)))
+    settings = [("step", "bfloat16"), ("inference", "float32"), ("inference", "bfloat16")]  # as a page may begin
+    rows = [row(title=f"{kind} {dtype}", kind=kind, dtype=dtype) for kind, dtype in settings]
+    with plots._drawn(tmp_path / "ratio.svg") as figure:
+        plots._draw_ratios(figure, rows, ["eager"], (0.5, 4))
+        ((panel, timed),) = drawn
+        assert [label.get_text() for label in panel.get_yticklabels()] == [plots._label(one) for one in timed]
+
+
 def test_the_same_results_make_the_same_report(tmp_path):
     run = results([LOSS, WIN, row(axis="batch", flops=1 << 20)])
     for folder in ("once", "again"):

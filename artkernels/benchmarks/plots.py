@@ -103,6 +103,7 @@ def ratio_plots(op: str, rows: Sequence[Row], peers: Sequence[str], folder: Path
 
 def _draw_ratios(figure: Figure, rows: Sequence[Row], peers: Sequence[str], limits: tuple[float, float]) -> None:
     groups = blocks(rows)
+    rows = [row for group in groups for row in group]
     figure.set_size_inches(_WIDTH, 0.62 + 0.165 * (len(rows) + 1.2 * len(groups)))
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
     heights, labels, heads, y = [], [], [], 0.0
