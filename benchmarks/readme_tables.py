@@ -16,6 +16,7 @@ from pathlib import Path
 from artkernels.benchmarks import facts
 from artkernels.benchmarks.results import EAGER, Pass, Results, Row
 from artkernels.benchmarks.tables import (
+    DOUBTFUL,
     MAYBE_SLOWER,
     SLOWER,
     Cell,
@@ -111,9 +112,14 @@ def table(view: View, load: Callable[[str], Results]) -> str:
     filled = [(title, cells) for title, cells in columns if any(cell.text for cell in cells)]
     cells = [*zip(*(cells for _, cells in filled), strict=True)]
     made = markdown(Table([title for title, _ in filled], cells, labels=2))
-    signs = f" {SLOWER} slower; {MAYBE_SLOWER} below 1, with 1 between the quartiles."
-    eager = " Eager has its input in the layout of ours."
-    return f"{made}\n\n{' '.join(sources)}{eager}{signs if SLOWER in made or MAYBE_SLOWER in made else ''}\n"
+    meanings = {
+        SLOWER: "slower",
+        MAYBE_SLOWER: "below 1, with 1 between the quartiles",
+        DOUBTFUL: "beyond the limit: the machine was disturbed, or ours needs fewer FLOPs than stock",
+    }
+    signs = "; ".join(f"{sign} {meaning}" for sign, meaning in meanings.items() if sign in made)
+    notes = ["Eager has its input in the layout of ours.", *([f"{signs}."] if signs else [])]
+    return f"{made}\n\n{' '.join([*sources, *notes])}\n"
 
 
 def _rows(lines: Mapping[tuple[object, ...], Line]) -> list[Row]:

@@ -47,6 +47,7 @@ COMMIT = {"id": "0123456789abcdef0123", "dirty": False}
 def row(op="norm_act", ours=(1e-3,), threads=2, flops=0, memory=None, axis="", **options) -> Row:
     """A made-up row; the other candidates' seconds are given by ``peers``."""
     peers = options.pop("peers", {"eager": (2e-3,)})
+    limit_seconds = options.pop("limit_seconds", None)
     values = {
         "case": "made-up",
         "title": "instance norm + relu",
@@ -57,7 +58,8 @@ def row(op="norm_act", ours=(1e-3,), threads=2, flops=0, memory=None, axis="", *
         "device": "cpu",
     } | options
     seconds = {"ours": list(ours)} | {name: list(theirs) for name, theirs in peers.items()}
-    limit = Limit(1 << 20, flops, [0.5 * s for s in ours], "arithmetic" if flops else "memory")
+    of_limit = [limit_seconds or 0.5 * s for s in ours]
+    limit = Limit(1 << 20, flops, of_limit, "arithmetic" if flops else "memory")
     return Row(op=op, threads=threads, axis=axis, seconds=seconds, limit=limit, memory=memory or {}, **values)
 
 
@@ -212,6 +214,14 @@ def test_a_loss_is_red_in_the_plot_and_named_in_its_alternative_text(tmp_path):
 def test_a_ratio_that_rounds_to_one_is_still_a_loss():
     nearly = row(ours=(1e-3,) * 3, peers={"eager": (0.998e-3,) * 3})
     assert tables.ratio_cell(nearly, "eager") == Cell("1.00", str(Ratio(1, 1, 1)).removeprefix("1.00 "), SLOWER)
+
+
+def test_what_is_beyond_the_limit_is_doubted_in_every_output():
+    beyond, within = (row(ours=[1e-3], limit_seconds=seconds) for seconds in (3e-3, 1e-3))
+    assert tables.of_limit_text(beyond) == "3.00? memory"
+    assert tables.of_limit_text(within) == "1.00 memory"
+    assert "3.00?" in tables.terminal_line(beyond, ["eager"])
+    assert "? beyond the machine's limit" in tables.LEGEND
 
 
 def test_the_summary_counts_what_the_quartiles_allow_to_be_said(tmp_path):

@@ -15,6 +15,7 @@ import typer
 from artkernels.benchmarks.results import EAGER, OURS, Ratio, Results, Row, quartiles
 
 __all__ = [
+    "DOUBTFUL",
     "LEGEND",
     "MAYBE_SLOWER",
     "SLOWER",
@@ -39,10 +40,12 @@ __all__ = [
     "worst_table",
 ]
 
-SLOWER, MAYBE_SLOWER = "▼", "▽"
+SLOWER, MAYBE_SLOWER, DOUBTFUL = "▼", "▽", "?"
+_BEYOND = 1.1  # of the limit: more than it and ours may differ by when both are timed in the same rounds
 LEGEND = (
     "Ratios are time of the peer / time of ours, round by round: the median and, in brackets, the quartiles; above 1 "
-    f"ours is faster. {SLOWER} ours is slower; {MAYBE_SLOWER} the median is below 1 and 1 lies between the quartiles."
+    f"ours is faster. {SLOWER} ours is slower; {MAYBE_SLOWER} the median is below 1 and 1 lies between the quartiles. "
+    f"{DOUBTFUL} beyond the machine's limit: it was disturbed, or ours needs fewer FLOPs than stock."
 )
 
 
@@ -108,8 +111,8 @@ def input_text(row: Row) -> str:
 
 
 def of_limit_text(row: Row) -> str:
-    """For example 0.86 memory."""
-    return f"{row.of_limit:.2f} {row.limit.by}"
+    """For example 0.86 memory; with a question mark what cannot be, or not without fewer FLOPs than stock."""
+    return f"{row.of_limit:.2f}{DOUBTFUL if row.of_limit > _BEYOND else ''} {row.limit.by}"
 
 
 def verdict(against: Ratio) -> Literal["faster", "equal", "slower"]:
@@ -288,7 +291,7 @@ def terminal_line(row: Row, peers: Sequence[str], *, colour: bool = False) -> st
         colour: losses in red, beside their mark.
     """
     shape = "x".join(map(str, row.shape)) + (" NHWC" if row.layout == "channels_last" else "")
-    labels = [row.title, shape, row.dtype, row.kind, seconds_text(row.ours), f"{row.of_limit:.2f}"]
+    labels = [row.title, shape, row.dtype, row.kind, seconds_text(row.ours), of_limit_text(row).split()[0]]
     first, *others = _terminal(labels, [ratio_cell(row, peer) for peer in peers], colour=colour)
     return "\n".join([first, *(line for line in others if line)])
 
