@@ -15,15 +15,16 @@ from artkernels.models import AdaINDecoder, ResnetGenerator, TransformerNet
 from artkernels.pooled_allocator import release_pooled_memory
 from artkernels.recipes.style_memory import memory_in_use
 from artkernels.recipes.style_transfer import TileSide, memory_available
-from artkernels.tiling import Affine, Photograph, Plan, Tiling, feature_map, pixels_of, run
+from artkernels.tiling import Affine, OnProgress, Photograph, Plan, Tiling, done_of, feature_map, pixels_of, run
 from artkernels.training.runs import METADATA_KEY, latest_snapshots
 
-__all__ = ["Trained", "check", "load_trained", "paint", "tiling"]
+__all__ = ["MULTIPLE", "RANGES", "Trained", "check", "load_trained", "paint", "tiling"]
 
 _METHODS = {"fast-style": TransformerNet, "adain": AdaINDecoder, "cyclegan": ResnetGenerator}
-# To the pixels that a network was trained on, and from those that it makes.
-_RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
-_MULTIPLE = 4  # of sides; others the networks would round up
+RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
+"""Of each kind of network: to the pixels that it was trained on, and from those that it makes."""
+MULTIPLE = 4
+"""Of pictures' sides: others the networks would round up. It is the number of pixels in a row to one deep feature."""
 _SMALLEST_SIDE = 16  # the deepest maps are then of 2 x 2 pixels, the least that a reflection takes
 _BYTES_PER_PIXEL = 1200  # a little above the measured peak of the most demanding of them, AdaIN: 1060
 _BYTES_PER_PIXEL_OF_RESULT = 12
@@ -129,7 +130,7 @@ def check(
     if min(height, width) < _SMALLEST_SIDE:
         raise UserError(
             f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
-            "choose a larger size"
+            f"choose a larger size, or another {what}"
         )
 
 
@@ -166,7 +167,9 @@ def _memory_needed(height: int, width: int, max_memory: int | None, device: torc
 
 
 @torch.inference_mode()
-def paint(network: nn.Module, photo: Tensor, tiling: Tiling | None = None) -> Tensor:
+def paint(
+    network: nn.Module, photo: Tensor, tiling: Tiling | None = None, on_progress: OnProgress | None = None
+) -> Tensor:
     """Paint ``photo`` with a TransformerNet or a ResnetGenerator. AdaIN has
     :func:`~artkernels.recipes.adain.adain_stylize`.
 
@@ -174,6 +177,7 @@ def paint(network: nn.Module, photo: Tensor, tiling: Tiling | None = None) -> Te
         network: fused or not, in evaluation mode, on the device that does the work.
         photo: [N, 3, H, W], RGB in [0, 1], on any device, H and W at least 16.
         tiling: paint in bands of rows, to float32's rounding the same picture; None: all at once.
+        on_progress: told after each band which part of the work is done, above 0 and at last exactly 1.
 
     Returns:
         [N, 3, H, W] on the CPU, in [0, 1].
@@ -182,14 +186,19 @@ def paint(network: nn.Module, photo: Tensor, tiling: Tiling | None = None) -> Te
         UserError: the memory, or the disk for temporary files, is not enough for ``tiling``.
     """
     weight = next(network.parameters())
-    given, made = next(ranges for kind, ranges in _RANGES.items() if isinstance(network, kind))
+    given, made = next(ranges for kind, ranges in RANGES.items() if isinstance(network, kind))
     height, width = photo.shape[-2:]
     if tiling is None:
-        pictures = TF.pad(photo, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), mode="reflect")
+        pictures = TF.pad(photo, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
         at_once: Tensor = made(network(given(pictures.to(weight.device, copy=True))))
-        return at_once[..., :height, :width].float().cpu().clamp(0, 1)
+        painted = at_once[..., :height, :width].float().cpu()
+        if on_progress is not None:
+            on_progress(1.0)
+        return painted.clamp(0, 1)
+    photographs = [Photograph(image, given, MULTIPLE, weight.device, weight.dtype) for image in photo]
+    plans = [Plan(feature_map(network, of_one), tiling, weight.device, weight.dtype) for of_one in photographs]
+    on_work = done_of(plans, on_progress)
     painted = torch.empty(photo.shape)
-    for image, result in zip(photo, painted, strict=True):
-        photograph = Photograph(image, given, _MULTIPLE, weight.device, weight.dtype)
-        run(Plan(feature_map(network, photograph), tiling, weight.device, weight.dtype), pixels_of(result, made))
+    for plan, result in zip(plans, painted, strict=True):
+        run(plan, pixels_of(result, made), on_work)
     return painted.clamp_(0, 1)

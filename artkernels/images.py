@@ -1,5 +1,6 @@
 """Pictures in and out of files: RGB tensors in [0, 1] on this side, whatever Pillow can read on the other."""
 
+import io
 import json
 import os
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as TF
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -35,17 +36,21 @@ __all__ = [
 METADATA_KEY = "artkernels"
 """The PNG text chunk in which :func:`save` keeps, as JSON, how a picture was made."""
 
+_MODES_OF_PROFILES = ("L", "RGB", "CMYK", "LAB", "YCbCr")
+_OVERSHOOT = 0.25  # beyond black and white, that resampling may have left: it is clipped
 _ROWS_AT_ONCE = 256  # of a picture that is saved: copies of all of it may not fit in memory
 
 
 def load(path: str | os.PathLike[str]) -> Tensor:
-    """Read a picture as the viewer would show it: turned as EXIF says, transparency over white, any mode as RGB.
+    """Read a picture as a viewer would show it: turned as EXIF says, its ICC profile's colours as sRGB, transparency
+    over white, any mode as RGB; the first of several.
 
     Returns:
         [1, 3, H, W], float32 in [0, 1].
 
     Raises:
-        UserError: no such file, not a picture, damaged, unreadable, or too large to be one in good faith.
+        UserError: no such file, not a picture, damaged, unreadable, without a known black and white, or too large to be
+            one in good faith.
     """
     with opened(Path(path)) as picture:
         pixels = torch.from_numpy(np.array(to_rgb(picture)))
@@ -72,7 +77,9 @@ def opened(path: Path | zipfile.Path) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise UserError(f"{path}: no permission to read it") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture") from error
+        raise UserError(f"{path}: not a picture, or of a kind that cannot be read") from error
+    except _UnknownRangeError as error:
+        raise UserError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from error
     except MemoryError:
@@ -93,15 +100,50 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Decode an :func:`opened` picture as the viewer would show it, mode "RGB"."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip and not scale
-        grey = np.asarray(picture, dtype=np.float32) / np.float32(257)
-        picture = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    """Decode an :func:`opened` picture as a viewer would show it, mode "RGB"."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    profile = picture.info.get("icc_profile")
+    opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    if picture.mode.startswith(("I", "F")):
+        picture = _of_levels(picture)
+    elif picture.mode not in _MODES_OF_PROFILES:
+        picture = picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
+    if profile:
+        picture = _as_srgb(picture, profile)
+    picture = picture.convert("RGB")
+    if opacity is None:
+        return picture
+    over_white = Image.new("RGB", picture.size, "white")
+    over_white.paste(picture, mask=opacity)
+    return over_white
+
+
+class _UnknownRangeError(ValueError):
+    """Numbers that are no levels of grey from black to white."""
+
+
+def _of_levels(picture: Image.Image) -> Image.Image:
+    """16-bit grey, which may come as 32-bit integers, and floating-point numbers: Pillow would clip both to 8 bits."""
+    white = 1 if picture.mode == "F" else 65535
+    levels = np.asarray(picture, dtype=np.float32) / np.float32(white)
+    if not (levels.min() >= -_OVERSHOOT and levels.max() <= 1 + _OVERSHOOT):
+        raise _UnknownRangeError(
+            f"its pixels are numbers from {white * levels.min():g} to {white * levels.max():g}, and must be from 0, "
+            f"black, to {white}, white"
+        )
+    return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _as_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):  # most are: a second is saved
+            return picture
+        converted = ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError):  # damaged, or of other channels: viewers do without it
+        return picture
+    assert converted is not None  # as it was not asked for in place
+    return converted
 
 
 def scaled(image: Tensor, size: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A network in bands of rows makes the picture that it makes at once, whatever must wait on the disk meanwhile."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from artkernels.errors import UserError
+from artkernels.feed_forward import paint
 from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
 from artkernels.recipes.adain import adain_stylize
 from artkernels.tiling import Photograph, Plan, Tiling, feature_map, pixels_of, run, statistics
 from artkernels.tiling import plan as planning
-from artkernels.tiling.maps import FeatureMap
+from artkernels.tiling.maps import FeatureMap, band_of, picture_of
 
 pytestmark = pytest.mark.cpu_only  # the networks' operations have tests of their own
 
@@ -85,6 +87,24 @@ def test_adain_in_bands_is_adain_at_once(shape, rows):
         torch.testing.assert_close(adain_stylize(*arguments, Tiling(rows)), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling(3), Tiling(memory=2**23), Tiling(1000)], ids=str)
+@pytest.mark.parametrize("name", ["fast style", "CycleGAN", "AdaIN"])
+def test_progress_rises_to_exactly_one(name, tiling):
+    told: list[float] = []
+    photos = torch.rand(2, 3, 50, 44)
+    if name == "AdaIN":
+        adain_stylize(
+            AdaINEncoder(), AdaINDecoder(), photos[:1], [photos[1:]] * 2, tiling=tiling, on_progress=told.append
+        )
+    else:
+        paint(NETWORKS[name]().eval(), photos, tiling, told.append)
+    assert told[0] > 0
+    assert told == sorted(set(told))
+    assert told[-1] == 1
+    if tiling == Tiling(3):  # so many bands that none is much of the work
+        assert max(after - before for before, after in itertools.pairwise([0, *told])) < 0.05
+
+
 @pytest.mark.parametrize("price_of_disk", [0, 400, 1e9])
 @pytest.mark.parametrize("mebibytes", [2, 3, 100])
 def test_where_maps_wait_changes_nothing(monkeypatch, price_of_disk, mebibytes):
@@ -115,7 +135,14 @@ def test_residual_blocks_take_two_maps_however_many_they_are():
         assert len(in_blocks - plan.takes_over.keys()) == 2
 
 
-def test_no_row_is_computed_twice_in_a_pass(monkeypatch):
+def test_a_band_is_a_channels_last_picture_as_it_is():
+    bands = torch.rand(9, 5, 4)
+    for band in (bands, bands[2:7], bands[:1]):
+        assert picture_of(band).is_contiguous(memory_format=torch.channels_last)
+        assert picture_of(band).data_ptr() == band.data_ptr() == band_of(picture_of(band)).data_ptr()
+
+
+def test_no_row_is_computed_twice_in_a_pass_nor_more_than_a_band_at_once(monkeypatch):
     network, picture = nn.Sequential(*AdaINEncoder(), *AdaINDecoder()).eval(), torch.rand(1, 3, 72, 24)
     plan = plan_of(network, picture, rows=8)
     spans: dict[FeatureMap, list[tuple[int, int]]] = {}
@@ -130,7 +157,7 @@ def test_no_row_is_computed_twice_in_a_pass(monkeypatch):
     assert len(spans) == len(plan.passes[0].computed) > 20
     for map, of_map in spans.items():
         assert [0, *(end for _, end in of_map)] == [*(first for first, _ in of_map), map.shape.height]
-        assert max(end - first for first, end in of_map) < map.shape.height
+        assert max(end - first for first, end in of_map) <= plan.rows_of(map) < map.shape.height
 
 
 LAYERS = [

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from artkernels import cli, feed_forward
-from artkernels.cli.stylize import _parse_memory, _parse_tile
+from artkernels.cli.values import parse_memory, parse_tile
 from artkernels.errors import UserError
 from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
 
@@ -92,17 +92,17 @@ def test_too_little_memory_is_one_sentence(folder, capsys):
     [("4GB", 4 * 10**9), ("4GiB", 2**32), ("4g", 2**32), ("1.5 MiB", 3 * 2**19), ("500mb", 5 * 10**8), ("1T", 2**40)],
 )
 def test_sizes_of_memory_are_read_as_people_write_them(text, size):
-    assert _parse_memory(text) == size
+    assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["4", "GB", "-4GB", "4XB", "four GB", ""])
 def test_what_is_no_size_of_memory_is_refused(text):
     with pytest.raises(UserError, match="--max-memory must be a number and a unit, as 4GB or 500MiB"):
-        _parse_memory(text)
+        parse_memory(text)
 
 
 def test_what_is_no_tile_is_refused():
-    assert [_parse_tile(text) for text in ("auto", "off", "64")] == ["auto", None, 64]
+    assert [parse_tile(text) for text in ("auto", "off", "64")] == ["auto", None, 64]
     for text in ("0", "-8", "8.5", "large", "", "64px"):
         with pytest.raises(UserError, match="--tile must be auto, off, or a number of pixels from 1 up"):
-            _parse_tile(text)
+            parse_tile(text)

@@ -17,6 +17,7 @@ from artkernels.ops.norm_act import Statistics
 
 __all__ = [
     "UNCHANGED",
+    "AdaptiveNormalisation",
     "Affine",
     "Convolution",
     "FeatureMap",
@@ -26,7 +27,6 @@ __all__ = [
     "Pointwise",
     "Shape",
     "TransposedConvolution",
-    "adaptive_instance_norm",
     "band_of",
     "inside",
     "picture_of",
@@ -72,7 +72,8 @@ class FeatureMap:
 
 def picture_of(band: Tensor) -> Tensor:
     """[rows, W, C] -> [1, C, rows, W], channels_last, the same memory."""
-    return band.permute(2, 0, 1).unsqueeze(0)
+    # In this order: permuted first, the stride of the batch is not channels_last's, and every layer makes a copy.
+    return band.unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def band_of(picture: Tensor) -> Tensor:
@@ -287,10 +288,17 @@ class Normalisation(Pointwise):
         return band_of(self._function(self.statistics, *map(picture_of, windows)))
 
 
-def adaptive_instance_norm(content: FeatureMap, style_mean: Tensor, style_std: Tensor, alpha: float) -> Normalisation:
-    """:func:`artkernels.functional.adaptive_instance_norm` of a map."""
+class AdaptiveNormalisation(Normalisation):
+    """:func:`artkernels.functional.adaptive_instance_norm` of a map.
 
-    def function(statistics: Statistics, input: Tensor) -> Tensor:
-        return F.adaptive_instance_norm(input, style_mean, style_std, alpha, statistics=statistics)
+    Attributes:
+        style: mean and deviation, [1, C] each; not needed before rows are computed, so that all can be planned first.
+    """
 
-    return Normalisation((content,), function, unbiased=True)
+    style: Statistics
+
+    def __init__(self, content: FeatureMap, alpha: float) -> None:
+        def function(statistics: Statistics, input: Tensor) -> Tensor:
+            return F.adaptive_instance_norm(input, *self.style, alpha, statistics=statistics)
+
+        super().__init__((content,), function, unbiased=True)

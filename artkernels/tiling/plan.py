@@ -1,7 +1,7 @@
 """What is decided before a tiled run: how high the bands are, which maps are kept between passes, and where."""
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
@@ -12,12 +12,13 @@ from .maps import FeatureMap, Normalisation, Pointwise
 
 __all__ = ["Pass", "Plan", "Tiling"]
 
-_HIGHEST_BAND = 128  # rows of the output; more are not faster
+_HIGHEST_BAND = 128  # rows of the picture; more are not faster
 _LOWEST_BAND = 8
 _SHARE_OF_BANDS = 0.25  # of the memory; what they leave is for maps
 # What the disk moves in the time of so many operations: a map of fewer a byte is computed again and not written.
 _FLOPS_PER_BYTE_ON_DISK = 400
 _USED_OF_BLOCKS = 8 / 9  # the pooled allocator's, which may be an eighth larger than what is asked for
+_FLOPS_PER_VALUE = 100  # to read and write it in memory takes about as long as so many
 _WORKSPACE = 2  # bytes that a layer takes, for one of its input: the input, and the copy that a kernel may make
 
 
@@ -25,7 +26,7 @@ class Tiling(NamedTuple):
     """How a picture is computed in bands.
 
     Attributes:
-        rows: of the output that are a band; 0: as many as the memory allows, and no more than are of use.
+        rows: of the picture that are a band; 0: as many as the memory allows, and no more than are of use.
         memory: bytes for bands and maps together; None: as many as it takes.
     """
 
@@ -49,6 +50,11 @@ class Pass:
     reads: list[FeatureMap]
     writes: list[FeatureMap]
 
+    @property
+    def work(self) -> int:
+        """Time that a row of the goal takes, in whole units that are alike in all plans."""
+        return round(sum(m.flops + _FLOPS_PER_VALUE * prod(m.shape) for m in self.computed) / self.goal.shape.height)
+
 
 @dataclass
 class Plan:
@@ -62,6 +68,7 @@ class Plan:
 
     Attributes:
         passes: in order; the last one is of the output.
+        picture: the highest of the maps, whose rows bands are counted in.
         rows: of a band.
         users: of each map, those that it is an input of.
         resident: of each map that is kept, the rows in memory; the others are on disk.
@@ -78,6 +85,7 @@ class Plan:
     dtype: torch.dtype
     passes: list[Pass] = field(init=False)
     users: dict[FeatureMap, list[FeatureMap]] = field(init=False)
+    picture: FeatureMap = field(init=False)
     rows: int = field(init=False)
     resident: dict[FeatureMap, int] = field(init=False, default_factory=dict)
     takes_over: dict[FeatureMap, FeatureMap] = field(init=False, default_factory=dict)
@@ -86,6 +94,7 @@ class Plan:
     def __post_init__(self) -> None:
         order = _in_order(self.output)
         self.users = _users(order)
+        self.picture = max(order, key=lambda map: map.shape.height)
         of_normalisations = dict.fromkeys(m.inputs[0] for m in order if isinstance(m, Normalisation))
         goals = [*of_normalisations, self.output]
         memory = self.tiling.memory
@@ -94,15 +103,20 @@ class Plan:
         bands = self._bytes_of_bands(self.rows)
         if memory is not None and bands > memory:
             raise UserError(
-                f"bands of {self.rows} x {self.output.shape.width} pixels need about {bands / 2**20:.0f} MiB of memory "
-                f"beside the pictures and {max(0, memory) / 2**20:.0f} MiB are left: allow more, or choose lower bands "
-                "or a smaller size"
+                f"bands of {self.rows} x {self.picture.shape.width} pixels need about {bands / 2**20:.0f} MiB of "
+                f"memory beside the pictures and {max(0, memory) / 2**20:.0f} MiB are left: "
+                "allow more, or choose lower bands or a smaller size"
             )
         self._decide_where(None if memory is None else int((memory - bands) * _USED_OF_BLOCKS))
 
-    def rows_of(self, goal: FeatureMap) -> int:
-        """Of a band of ``goal``, which may be smaller than the output."""
-        return _scaled(self.rows, goal, self.output)
+    @property
+    def work(self) -> int:
+        """Time that all of it takes, in the units of :attr:`Pass.work`."""
+        return sum(step.work * step.goal.shape.height for step in self.passes)
+
+    def rows_of(self, map: FeatureMap) -> int:
+        """Of a band of ``map``, which may be smaller than the picture."""
+        return _scaled(self.rows, map, self.picture)
 
     def _bytes(self, map: FeatureMap, rows: int) -> int:
         return rows * map.shape.width * map.shape.channels * self.dtype.itemsize
@@ -124,7 +138,7 @@ class Plan:
         layers = waiting = 0
         for map in step.computed:
             first = min(map.shape.height // 2, map.shape.height - 1)
-            own = min(_scaled(rows, map, self.output), map.shape.height)
+            own = min(_scaled(rows, map, self.picture), map.shape.height)
             window, next_window = map.window(first, first + own), map.window(first + own, first + own + 1)
             taken = sum(self._bytes(input, window[1] - window[0]) for input in map.inputs)
             layers += _WORKSPACE * taken + 2 * self._bytes(map, own)
@@ -179,8 +193,8 @@ class Plan:
                 for_maps = None if for_maps is None else for_maps + self._bytes(map, self.resident[map])
 
 
-def _scaled(rows: int, map: FeatureMap, output: FeatureMap) -> int:
-    return max(1, ceil(rows * map.shape.height / output.shape.height))
+def _scaled(rows: int, map: FeatureMap, picture: FeatureMap) -> int:
+    return max(1, ceil(rows * map.shape.height / picture.shape.height))
 
 
 def _in_order(output: FeatureMap) -> list[FeatureMap]:

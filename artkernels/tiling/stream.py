@@ -1,6 +1,7 @@
 """Runs a plan: pass by pass, band by band."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,12 +14,15 @@ from .maps import UNCHANGED, Affine, FeatureMap, Normalisation, inside, picture_
 from .plan import Pass, Plan
 from .store import Store, check_disk
 
-__all__ = ["pixels_of", "run", "statistics"]
+__all__ = ["OnProgress", "done_of", "pixels_of", "run", "statistics"]
 
 Receiver = Callable[[int, Tensor], None]  # is told the first row, and given the rows
+OnWork = Callable[[int], None]  # is told, after each band, how much of the plan's work that was
+OnProgress: TypeAlias = Callable[[float], object]
+"""Is told which part of the work is done: rising, and exactly 1 at the end."""
 
 
-def run(plan: Plan, receive: Receiver) -> None:
+def run(plan: Plan, receive: Receiver, on_work: OnWork | None = None) -> None:
     """Compute the plan's output and give its rows to ``receive``, in order.
 
     Raises:
@@ -32,10 +36,10 @@ def run(plan: Plan, receive: Receiver) -> None:
                 before = plan.takes_over.get(map)
                 stores[map] = stores[before] if before else Store(map.shape, plan.dtype, plan.resident[map])
             if step.goal is plan.output:
-                _stream(step, plan, stores, receive)
+                _stream(step, plan, stores, receive, on_work)
             else:
                 moments = _Moments()
-                _stream(step, plan, stores, moments.add)
+                _stream(step, plan, stores, moments.add, on_work)
                 for user in plan.users[step.goal]:
                     if isinstance(user, Normalisation):
                         user.statistics = moments.result(unbiased=user.unbiased)
@@ -45,11 +49,25 @@ def run(plan: Plan, receive: Receiver) -> None:
         _close_all_but(set(), stores)
 
 
-def statistics(plan: Plan, *, unbiased: bool) -> Statistics:
+def statistics(plan: Plan, on_work: OnWork | None = None, *, unbiased: bool) -> Statistics:
     """Mean and variance, [1, C] each, of the plan's output."""
     moments = _Moments()
-    run(plan, moments.add)
+    run(plan, moments.add, on_work)
     return moments.result(unbiased=unbiased)
+
+
+def done_of(plans: Sequence[Plan], on_progress: OnProgress | None) -> OnWork | None:
+    """What :func:`run` is to tell of its work, so that ``on_progress`` hears which part of all ``plans`` is done."""
+    if on_progress is None:
+        return None
+    total, done = sum(plan.work for plan in plans), 0
+
+    def on_work(work: int) -> None:
+        nonlocal done
+        done += work
+        on_progress(done / total)
+
+    return on_work
 
 
 def pixels_of(picture: Tensor, range: Affine = UNCHANGED) -> Receiver:
@@ -70,18 +88,21 @@ def _close_all_but(needed: set[FeatureMap], stores: dict[FeatureMap, Store]) -> 
             store.close()
 
 
-def _stream(step: Pass, plan: Plan, stores: dict[FeatureMap, Store], receive: Receiver) -> None:
-    rows: dict[FeatureMap, _Rows] = {m: _Kept(m, stores[m], plan.device) for m in step.reads}
+def _stream(step: Pass, plan: Plan, stores: dict[FeatureMap, Store], receive: Receiver, on_work: OnWork | None) -> None:
+    rows: dict[FeatureMap, _Rows] = {m: _Kept(m, plan.rows_of(m), stores[m], plan.device) for m in step.reads}
     for map in step.computed:
-        rows[map] = _Computed(map, [rows[input] for input in map.inputs])
+        rows[map] = _Computed(map, plan.rows_of(map), [rows[input] for input in map.inputs])
         if map in step.writes:
             rows[map].receivers.append(stores[map].write)
     goal = rows[step.goal]
     goal.receivers.append(receive)
     height, band = step.goal.shape.height, plan.rows_of(step.goal)
     for first in range(0, height, band):
-        goal.rows(first, min(first + band, height))
-        goal.forget(None, first + band)
+        end = min(first + band, height)
+        goal.rows(first, end)
+        goal.forget(None, end)
+        if on_work is not None:
+            on_work(step.work * (end - first))
     for map in step.writes:
         rows[map].finish()
 
@@ -89,12 +110,16 @@ def _stream(step: Pass, plan: Plan, stores: dict[FeatureMap, Store], receive: Re
 class _Rows:
     """The rows of a map in one pass: made once, in order, and forgotten when all their readers are done with them.
 
+    Args:
+        map: whose rows they are.
+        most: rows to make at once.
+
     Attributes:
         receivers: are given the rows as they are made.
     """
 
-    def __init__(self, map: FeatureMap) -> None:
-        self.map = map
+    def __init__(self, map: FeatureMap, most: int) -> None:
+        self.map, self._most = map, most
         self.receivers: list[Receiver] = []
         self._band: Tensor | None = None  # rows self._first to self._end
         self._first = self._end = 0
@@ -102,12 +127,13 @@ class _Rows:
 
     def rows(self, first: int, end: int) -> Tensor:
         """Rows ``first`` to ``end``."""
-        if end > self._end:
-            made = self._make(self._end, end)
+        while self._end < end:  # to begin with, the layers before deep ones are asked for more than a band
+            stop = min(end, self._end + self._most)
+            made = self._make(self._end, stop)
             for receive in self.receivers:
                 receive(self._end, made)
             self._band = made if self._band is None else torch.cat([self._band, made])
-            self._end = end
+            self._end = stop
         assert self._band is not None
         assert first >= self._first
         return self._band[first - self._first : end - self._first]
@@ -134,8 +160,8 @@ class _Rows:
 class _Kept(_Rows):
     """Rows that an earlier pass has kept."""
 
-    def __init__(self, map: FeatureMap, store: Store, device: torch.device) -> None:
-        super().__init__(map)
+    def __init__(self, map: FeatureMap, most: int, store: Store, device: torch.device) -> None:
+        super().__init__(map, most)
         self._store, self._device = store, device
 
     def _make(self, first: int, end: int) -> Tensor:
@@ -145,8 +171,8 @@ class _Kept(_Rows):
 class _Computed(_Rows):
     """Rows that are computed from those of other maps."""
 
-    def __init__(self, map: FeatureMap, inputs: list[_Rows]) -> None:
-        super().__init__(map)
+    def __init__(self, map: FeatureMap, most: int, inputs: list[_Rows]) -> None:
+        super().__init__(map, most)
         self._inputs = inputs
         for input in inputs:
             input.forget(self, 0)
