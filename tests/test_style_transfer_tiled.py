@@ -12,7 +12,8 @@ from artkernels.errors import UserError
 from artkernels.models.vgg import VGG19
 from artkernels.recipes import style_transfer
 from artkernels.recipes.style_memory import Footprint
-from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Objective, TiledObjective, Weights, network
+from artkernels.recipes.style_network import modules
+from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Objective, TiledObjective, Weights
 from artkernels.recipes.style_tiles import Reach, reach, spans
 from artkernels.recipes.style_transfer import Settings, check, stylize
 
@@ -107,7 +108,7 @@ def test_a_smaller_halo_would_have_another_gradient():
 @pytest.mark.parametrize("layer", [*STYLE_LAYERS, CONTENT_LAYER])
 def test_the_reach_of_a_layer_is_as_far_as_its_gradient_goes(layer):
     vgg = random_vgg().double()
-    stride, radius = reach(module for _, module in network(vgg, [layer]))
+    stride, radius = reach(modules(vgg, layer))
     picture = torch.rand(1, 3, 192, 16, dtype=torch.float64, requires_grad=True)
     features = vgg(picture, [layer])[layer]
     assert features.shape[-2] == 192 // stride

@@ -55,7 +55,7 @@ class Case(Protocol):
 
     @property
     def op(self) -> str:
-        """Its group: an op's name, models, training or scaling."""
+        """Its group: an op's name, models, training, video or scaling."""
         ...
 
     @property

@@ -10,6 +10,7 @@ from artkernels.benchmarks import (
     bench_norm_act,
     bench_reparameterize_kl,
     bench_training,
+    bench_video,
     scaling,
 )
 from artkernels.benchmarks.case import Case
@@ -28,6 +29,7 @@ _GROUPS: dict[str, Callable[[], Sequence[Case]]] = {
     **{op: module.cases for op, module in _BY_SHAPE.items()},
     "models": bench_models.cases,
     "training": bench_training.cases,
+    "video": bench_video.cases,
     "scaling": scaling.cases,
 }
 OPS = tuple(_GROUPS)

@@ -77,7 +77,7 @@ class Row:
     """One thing computed in one way of asking for it, by everyone who can.
 
     Attributes:
-        op: the group: an op's name, models, training or scaling.
+        op: the group: an op's name, models, training, video or scaling.
         case: its name within the group.
         title: what is computed, for a table.
         shape: of the input.

@@ -1,6 +1,7 @@
 """What artkernels stylize paints with: the optimisation of pixels, or a trained network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,12 @@ from artkernels.feed_forward import Trained
 from artkernels.models import VGG19, AdaINDecoder, AdaINEncoder
 from artkernels.recipes.adain import adain_stylize
 from artkernels.recipes.style_transfer import Progress, Settings, TileSide, check, stylize
+from artkernels.tiling import OnProgress
+from artkernels.video import AdaINFrames, FramePainter, NetworkFrames, OptimisedFrames
 
 __all__ = ["Painter", "by_adain", "by_network", "by_optimisation"]
+
+_PARTS = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # tqdm's own format counts in whole steps
 
 
 class Painter(NamedTuple):
@@ -28,11 +33,14 @@ class Painter(NamedTuple):
         settings: kept in the pictures that are made.
         check: raises the UserError that painting a photograph would raise.
         paint: makes a picture of a photograph; is told under which path, and with what settings, it will be saved.
+        frames: makes what paints the frames of a video, given one of them and the consistency; raises the UserError
+            that painting it would raise.
     """
 
     settings: dict[str, Any]
     check: Callable[[Tensor], None]
     paint: Callable[[Tensor, Path, dict[str, Any]], Tensor]
+    frames: Callable[[Tensor, float], FramePainter]
 
 
 def by_optimisation(
@@ -71,11 +79,14 @@ def by_optimisation(
                 max_memory=max_memory,
             )
 
-    return Painter(
-        {"style_shares": shares, **asdict(settings)},
-        lambda picture: check(picture, paintings, network, settings, tile=tile, max_memory=max_memory),
-        paint,
-    )
+    def check_picture(picture: Tensor) -> None:
+        check(picture, paintings, network, settings, tile=tile, max_memory=max_memory)
+
+    def frames(picture: Tensor, consistency: float) -> FramePainter:
+        check_picture(picture)
+        return OptimisedFrames(network, paintings, settings, shares, consistency, tile, max_memory)
+
+    return Painter({"style_shares": shares, **asdict(settings)}, check_picture, paint, frames)
 
 
 def by_network(
@@ -90,12 +101,18 @@ def by_network(
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
         photo = images.resize(picture, size)
         height, width = photo.shape[-2:]
-        return feed_forward.paint(network, photo, feed_forward.tiling(height, width, device, tile, max_memory))
+        tiling = feed_forward.tiling(height, width, device, tile, max_memory)
+        with _progress_bar(made_with) as on_progress:
+            return feed_forward.paint(network, photo, tiling, on_progress)
 
     def check(picture: Tensor) -> None:
         feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
 
-    return Painter(_settings(trained, size), check, paint)
+    def frames(picture: Tensor, consistency: float) -> FramePainter:
+        _check_frame(picture, size, device, tile, max_memory)
+        return NetworkFrames(network, consistency)
+
+    return Painter(_settings(trained, size), check, paint, frames)
 
 
 def by_adain(
@@ -127,13 +144,30 @@ def by_adain(
         photo = images.resize(picture, size)
         height, width = max((photo, *paintings), key=Tensor.numel).shape[-2:]
         tiling = feed_forward.tiling(height, width, device, tile, max_memory)
-        return adain_stylize(encoder, decoder, photo, paintings, shares, alpha, preserve_color, tiling)
+        with _progress_bar(made_with) as on_progress:
+            return adain_stylize(encoder, decoder, photo, paintings, shares, alpha, preserve_color, tiling, on_progress)
 
     def check(picture: Tensor) -> None:
         feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
 
+    def frames(picture: Tensor, consistency: float) -> FramePainter:
+        _check_frame(picture, size, device, tile, max_memory)
+        return AdaINFrames(encoder, decoder, paintings, shares, alpha, preserve_color, consistency)
+
     settings = {**_settings(trained, size), "style_shares": shares, "alpha": alpha, "preserve_color": preserve_color}
-    return Painter(settings, check, paint)
+    return Painter(settings, check, paint, frames)
+
+
+@contextmanager
+def _progress_bar(made_with: dict[str, Any]) -> Iterator[OnProgress]:
+    with tqdm(total=1.0, desc=made_with["photo"], smoothing=0, bar_format=_PARTS, disable=None) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
+def _check_frame(picture: Tensor, size: int, device: torch.device, tile: TileSide, max_memory: int | None) -> None:
+    if isinstance(tile, int):
+        raise UserError("--tile is for pictures: a trained network paints the frames of a video at once")
+    feed_forward.check(picture, size, device, "frame", max_memory=max_memory)
 
 
 def _settings(trained: Trained, size: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""artkernels stylize: photographs painted in the style of paintings."""
+"""artkernels stylize: photographs and videos painted in the style of paintings."""
 
-import re
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from torch import Tensor
@@ -10,17 +11,22 @@ from torch import Tensor
 import artkernels
 from artkernels import images
 from artkernels.checkpoints import load_vgg19
+from artkernels.cli.clips import frame_of, is_clip, paint_clip
 from artkernels.cli.device import torch_device
-from artkernels.cli.painters import by_adain, by_network, by_optimisation
+from artkernels.cli.painters import Painter, by_adain, by_network, by_optimisation
+from artkernels.cli.values import parse_memory, parse_rate, parse_tile, parse_time
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained, load_trained
-from artkernels.recipes.style_transfer import Settings, TileSide
+from artkernels.recipes.style_transfer import Settings
+from artkernels.video import Clip, Section, check_video
 
 __all__ = ["stylize"]
 
 Method = Literal["optimize", "fast-style", "adain", "cyclegan"]
 
 _DEFAULTS = Settings()
+_CONSISTENCY = 0.7
+_OF_CLIPS = {"fps", "start", "end", "consistency"}
 _ALWAYS = {"photos", "method", "output", "size", "device", "tile", "max_memory"}
 _TAKES = {
     "optimize": {
@@ -36,7 +42,7 @@ _TAKES = {
 
 def stylize(
     context: typer.Context,
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="The photographs to paint.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="The photographs or videos to paint.")],
     style: Annotated[
         list[Path] | None,
         typer.Option(help="A painting to paint like (optimize, adain); repeat it to mix several.", show_default=False),
@@ -62,7 +68,7 @@ def stylize(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="The PNG file to write; with several photographs, an existing folder.",
+            help="The PNG file to write, of a video the MP4; with several photographs, an existing folder.",
             show_default="PHOTO-stylized.png in the current folder",
         ),
     ] = None,
@@ -121,19 +127,44 @@ def stylize(
     save_every: Annotated[
         int | None, typer.Option(help="Also save the picture as it is after every N steps, as OUTPUT-00050.png.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Of a video: begin here, as 12.5 or 1:02:03.", show_default="its beginning"),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of a video: end here.", show_default="its end")
+    ] = None,
+    fps: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Of a video: frames a second, as 12 or 30000/1001.", show_default="its own"),
+    ] = None,
+    consistency: Annotated[
+        float,
+        typer.Option(
+            help="Of a video: how much a frame's painting is bound to that of the frame before, from 0, which "
+            "flickers, to below 1."
+        ),
+    ] = _CONSISTENCY,
 ) -> None:
-    """Paint photographs in the style of a painting: by optimisation (Gatys et al. 2016) or with a trained network."""
+    """Paint photographs in the style of a painting: by optimisation (Gatys et al. 2016) or with a trained network.
+
+    Videos, too, with their sound. One that was interrupted goes on with the same command.
+    """
     trained = _load(model, method, entry)
     chosen = trained.method if trained else "optimize"
-    _refuse_unused(context, chosen)
-    side, most = _parse_tile(tile), None if max_memory is None else _parse_memory(max_memory)
+    clips = {photo for photo in photos if is_clip(photo, output)}
+    _refuse_unused(context, chosen, photos, clips)
+    side, most = parse_tile(tile), None if max_memory is None else parse_memory(max_memory)
+    section = _section(size, start, end, fps)
+    if not 0 <= consistency < 1:
+        raise UserError(f"--consistency must be from 0 to below 1, got {consistency}")
     styles = style or []
     if "style" in _TAKES[chosen] and not styles:
         raise UserError(f"--style is needed: a painting to paint like{'' if trained else ', or --model'}")
     overall, shares = _split_style_weights(style_weight or [], len(styles), chosen)
     # All that can be refused is refused before anything is made. Large photographs wait at their working size.
-    outputs = _outputs(photos, styles, output)
-    pictures = [_shrink(images.load(photo), size) for photo in photos]
+    outputs = _outputs(photos, styles, output, clips)
+    subjects = [Clip(photo) if photo in clips else _shrink(images.load(photo), size) for photo in photos]
     paintings = [_shrink(images.load(path), size) for path in styles]
     where = torch_device(device)
     if trained is None:
@@ -167,19 +198,30 @@ def stylize(
         )
     else:
         painter = by_network(trained, size, where, tile=side, max_memory=most)
-    for picture in pictures:
-        painter.check(picture)
+    settings_of_all = {
+        "method": chosen,
+        **({"styles": [painting.name for painting in styles]} if styles else {}),
+        **painter.settings,
+    }
+    of_clips = {"consistency": consistency, "start": start, "end": end, "fps": fps}
+    files = [*styles, *([trained.file] if trained else []), *([vgg] if vgg else [])]
+    works = []
+    for photo, subject, path in zip(photos, subjects, outputs, strict=True):
+        made_with = {"artkernels": artkernels.__version__, "photo": photo.name, **settings_of_all}
+        if isinstance(subject, Clip):
+            frames = painter.frames(frame_of(subject), consistency)
+            works.append(partial(paint_clip, subject, frames, path, section, {**made_with, **of_clips}, files))
+        else:
+            painter.check(subject)
+            works.append(partial(_paint_picture, painter, subject, path, made_with))
 
-    for photo, picture, path in zip(photos, pictures, outputs, strict=True):
-        made_with = {
-            "artkernels": artkernels.__version__,
-            "photo": photo.name,
-            "method": chosen,
-            **({"styles": [painting.name for painting in styles]} if styles else {}),
-            **painter.settings,
-        }
-        images.save(painter.paint(picture, path, made_with), path, made_with)
-        print(path)
+    for work in works:
+        work()
+
+
+def _paint_picture(painter: Painter, picture: Tensor, path: Path, made_with: dict[str, Any]) -> None:
+    images.save(painter.paint(picture, path, made_with), path, made_with)
+    print(path)
 
 
 def _load(model: Path | None, method: Method | None, entry: str | None) -> Trained | None:
@@ -196,12 +238,29 @@ def _load(model: Path | None, method: Method | None, entry: str | None) -> Train
     return trained
 
 
-def _refuse_unused(context: typer.Context, method: str) -> None:
+def _refuse_unused(context: typer.Context, method: str, photos: list[Path], clips: set[Path]) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE" and name not in _ALWAYS | _TAKES[method]:
+        if not source or source.name != "COMMANDLINE":
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in _OF_CLIPS:
+            if not clips:
+                raise UserError(f"{option} is an option of videos, and {photos[0]} is not one")
+        elif name == "save_every" and clips:
+            raise UserError(f"{option} is an option of pictures: what is painted of a video is always kept")
+        elif name not in _ALWAYS | _TAKES[method]:
             takers = " and ".join(other for other, options in _TAKES.items() if name in options)
-            raise UserError(f"--{name.replace('_', '-')} is an option of {takers}, and the method is {method}")
+            raise UserError(f"{option} is an option of {takers}, and the method is {method}")
+
+
+def _section(size: int, start: str | None, end: str | None, fps: str | None) -> Section:
+    return Section(
+        size=size,
+        start=Fraction(0) if start is None else parse_time(start, "--start"),
+        end=None if end is None else parse_time(end, "--end"),
+        fps=None if fps is None else parse_rate(fps),
+    )
 
 
 def _shrink(picture: Tensor, size: int) -> Tensor:
@@ -223,39 +282,20 @@ def _split_style_weights(weights: list[float], styles: int, method: str) -> tupl
     return _DEFAULTS.style_weight, weights
 
 
-def _parse_tile(text: str) -> TileSide:
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,5}", text):
-        raise UserError(f"--tile must be auto, off, or a number of pixels from 1 up, got {text!r}")
-    return int(text)
-
-
-def _parse_memory(text: str) -> int:
-    """The bytes that 4GB (decimal), 4GiB or 4G (binary) stand for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise UserError(f"--max-memory must be a number and a unit, as 4GB or 500MiB, got {text!r}")
-    number, prefix, unit = match.groups()
-    base = 1000 if (unit or "").lower() == "b" else 1024
-    return int(float(number) * base ** ("kmgt".index(prefix.lower()) + 1))
-
-
-def _outputs(photos: list[Path], styles: list[Path], output: Path | None) -> list[Path]:
+def _outputs(photos: list[Path], styles: list[Path], output: Path | None, clips: set[Path]) -> list[Path]:
+    suffixes = [".mp4" if photo in clips else ".png" for photo in photos]
     if output is None:
-        paths = [Path(f"{photo.stem}-stylized.png") for photo in photos]
+        paths = [Path(f"{photo.stem}-stylized{suffix}") for photo, suffix in zip(photos, suffixes, strict=True)]
     elif len(photos) > 1 or output.is_dir():
         if not output.is_dir():
             raise UserError(f"{output}: for {len(photos)} photographs the output must be an existing folder")
-        paths = [output / f"{photo.stem}.png" for photo in photos]
+        paths = [output / f"{photo.stem}{suffix}" for photo, suffix in zip(photos, suffixes, strict=True)]
     else:
         paths = [output]
-    for path in paths:
+    for photo, path in zip(photos, paths, strict=True):
         if paths.count(path) > 1:
             raise UserError(f"{path}: two photographs would be saved under this name")
         if any(path.exists() and source.exists() and path.samefile(source) for source in [*photos, *styles]):
             raise UserError(f"{path}: the result would overwrite a picture that it is made of")
-        images.check_writable(path)
+        (check_video if photo in clips else images.check_writable)(path)
     return paths

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["NLayerDiscriminator", "ResnetGenerator"]
 
+_DECODER = 9  # modules of the generator after the residual blocks
+
 
 def _norm(norm: str, channels: int) -> nn.Module:
     if norm == "instance":
@@ -110,6 +112,19 @@ class ResnetGenerator(nn.Module):
         """
         translated: Tensor = self.model(pictures)
         return translated
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The first half of :meth:`forward`: to what the residual blocks make of them, [N, 4 ngf, H' / 4, W' / 4]."""
+        return self._run(pictures, slice(None, -_DECODER))
+
+    def decode(self, features: Tensor) -> Tensor:
+        """The second half of :meth:`forward`: the picture of what :meth:`encode` returns."""
+        return self._run(features, slice(-_DECODER, None))
+
+    def _run(self, x: Tensor, part: slice) -> Tensor:
+        for module in list(self.model)[part]:
+            x = module(x)
+        return x
 
 
 class NLayerDiscriminator(nn.Module):

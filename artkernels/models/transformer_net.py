@@ -79,12 +79,8 @@ class TransformerNet(nn.Module):
         """The network whose ``state_dict`` has the names of ``state``."""
         return cls(transposed="deconv1.weight" in state)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Paint ``pictures`` [N, 3, H, W], RGB in [0, 255], H and W at least 5.
-
-        Returns:
-            [N, 3, H', W'], H' and W' rounded up to multiples of 4; about [0, 255], to be clamped.
-        """
+    def encode(self, pictures: Tensor) -> Tensor:
+        """What is to be painted: pictures as :meth:`forward` takes them to [N, 128, H' / 4, W' / 4]."""
         y = self.relu(self.in1(self.conv1(pictures)))
         y = self.relu(self.in2(self.conv2(y)))
         y = self.relu(self.in3(self.conv3(y)))
@@ -92,8 +88,20 @@ class TransformerNet(nn.Module):
         y = self.res2(y)
         y = self.res3(y)
         y = self.res4(y)
-        y = self.res5(y)
-        y = self.relu(self.in4(self.deconv1(y)))
+        features: Tensor = self.res5(y)
+        return features
+
+    def decode(self, features: Tensor) -> Tensor:
+        """The picture of what :meth:`encode` returns."""
+        y = self.relu(self.in4(self.deconv1(features)))
         y = self.relu(self.in5(self.deconv2(y)))
         painted: Tensor = self.deconv3(y)
         return painted
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Paint ``pictures`` [N, 3, H, W], RGB in [0, 255], H and W at least 5.
+
+        Returns:
+            [N, 3, H', W'], H' and W' rounded up to multiples of 4; about [0, 255], to be clamped.
+        """
+        return self.decode(self.encode(pictures))

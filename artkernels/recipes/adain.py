@@ -4,7 +4,6 @@ in the style of any painting, in one pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import mul
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,11 +18,13 @@ from artkernels.errors import UserError
 from artkernels.models import AdaINDecoder, AdaINEncoder, NLayerDiscriminator
 from artkernels.recipes import perceptual
 from artkernels.tiling import (
+    AdaptiveNormalisation,
     FeatureMap,
+    OnProgress,
     Photograph,
     Plan,
     Tiling,
-    adaptive_instance_norm,
+    done_of,
     feature_map,
     pixels_of,
     run,
@@ -33,7 +34,7 @@ from artkernels.training.options import TrainingOptions, option
 from artkernels.training.recipe import Batch, Losses, Phase, Recipe
 from artkernels.training.runs import STATE, read_options
 
-__all__ = ["AdaIN", "AdaINOptions", "adain_stylize"]
+__all__ = ["AdaIN", "AdaINOptions", "adain_stylize", "style_moments", "stylized_features"]
 
 _CONTENT_WEIGHT, _STYLE_WEIGHT = 1.0, 10.0  # naoto0804/pytorch-AdaIN's
 _DECAY = 5e-5  # of the learning rate: 1 / (1 + _DECAY * step)
@@ -142,6 +143,7 @@ def adain_stylize(
     alpha: float = 1.0,
     preserve_color: bool = False,
     tiling: Tiling | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Tensor:
     """Paint ``content`` in the manner of ``styles``, in one pass (Huang and Belongie 2017, arXiv:1703.06868).
 
@@ -155,6 +157,7 @@ def adain_stylize(
         alpha: from 0, the content as the decoder sees it, to 1, all of the style.
         preserve_color: keep the content's colours and transfer the brush-work only.
         tiling: paint in bands of rows, to float32's rounding the same picture; None: all at once.
+        on_progress: told after each band which part of the work is done, above 0 and at last exactly 1.
 
     Returns:
         [1, 3, H, W] on the CPU, in [0, 1].
@@ -173,8 +176,12 @@ def adain_stylize(
     if preserve_color:
         content = perceptual.luma(photo)
         styles = [perceptual.match_luma(perceptual.luma(style), content) for style in styles]
-    by = _paint_at_once if tiling is None else partial(_paint_in_bands, tiling=tiling)
-    painted = by(encoder, decoder, content, styles, shares, alpha)
+    if tiling is None:
+        painted = _paint_at_once(encoder, decoder, content, styles, shares, alpha)
+        if on_progress is not None:
+            on_progress(1.0)
+    else:
+        painted = _paint_in_bands(encoder, decoder, content, styles, shares, alpha, tiling, on_progress)
     return (perceptual.keep_colors(perceptual.luma(painted), photo.cpu()) if preserve_color else painted).clamp_(0, 1)
 
 
@@ -186,12 +193,26 @@ def _paint_at_once(
     shares: Sequence[float],
     alpha: float,
 ) -> Tensor:
-    device = next(encoder.parameters()).device
-    features, *style_features = (
-        encoder(picture.to(device).expand(-1, 3, -1, -1).contiguous()) for picture in (content, *styles)
-    )
-    mean, std = _mixed([functional.feature_statistics(style, unbiased=True) for style in style_features], shares)
-    return _paint(decoder, functional.adaptive_instance_norm(features, mean, std, alpha), content).cpu()
+    target = stylized_features(encoder, content, style_moments(encoder, styles, shares), alpha)
+    return _paint(decoder, target, content).cpu()
+
+
+def style_moments(encoder: AdaINEncoder, styles: Sequence[Tensor], shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, [1, 512] each, of what the encoder makes of the paintings, mixed by ``shares``."""
+    features = (_features(encoder, style) for style in styles)
+    return _mixed([functional.feature_statistics(of_style, unbiased=True) for of_style in features], shares)
+
+
+def stylized_features(encoder: AdaINEncoder, content: Tensor, style: tuple[Tensor, Tensor], alpha: float) -> Tensor:
+    """What the decoder makes the picture of: the content's features, [1, 512, H / 8, W / 8] rounded up, with the mean
+    and deviation of ``style``, as :func:`style_moments` returns them.
+    """
+    return functional.adaptive_instance_norm(_features(encoder, content), *style, alpha)
+
+
+def _features(encoder: AdaINEncoder, picture: Tensor) -> Tensor:
+    features: Tensor = encoder(picture.to(next(encoder.parameters()).device).expand(-1, 3, -1, -1).contiguous())
+    return features
 
 
 def _paint_in_bands(
@@ -201,8 +222,8 @@ def _paint_in_bands(
     styles: Sequence[Tensor],
     shares: Sequence[float],
     alpha: float,
-    *,
     tiling: Tiling,
+    on_progress: OnProgress | None,
 ) -> Tensor:
     weight = next(encoder.parameters())
     where = weight.device, weight.dtype
@@ -210,10 +231,13 @@ def _paint_in_bands(
     def features(picture: Tensor) -> FeatureMap:
         return feature_map(encoder, Photograph(picture[0].expand(3, -1, -1), device=where[0], dtype=where[1]))
 
-    style_statistics = [statistics(Plan(features(style), tiling, *where), unbiased=True) for style in styles]
-    target = adaptive_instance_norm(features(content), *_mixed(style_statistics, shares), alpha)
+    target = AdaptiveNormalisation(features(content), alpha)
+    plan = Plan(feature_map(decoder, target), tiling, *where)
+    style_plans = [Plan(features(style), tiling, *where) for style in styles]
+    on_work = done_of([*style_plans, plan], on_progress)
+    target.style = _mixed([statistics(of_style, on_work, unbiased=True) for of_style in style_plans], shares)
     painted = torch.empty(1, 3, *content.shape[-2:], dtype=content.dtype)
-    run(Plan(feature_map(decoder, target), tiling, *where), pixels_of(painted[0]))
+    run(plan, pixels_of(painted[0]), on_work)
     return painted
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from artkernels.models.vgg import VGG19
 from artkernels.pooled_allocator import pooled_allocator_statistics, use_pooled_allocator
-from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, network
+from artkernels.recipes.style_network import Block, blocks, modules
+from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS
 from artkernels.recipes.style_tiles import Reach, reach, spans
 
 __all__ = ["HISTORY", "Footprint", "memory_in_use", "nothing_kept"]
@@ -26,6 +27,7 @@ _PICTURE = 3 * 4  # bytes a pixel
 _PICTURES = {"adam": 3 + 2, "lbfgs": 3 + 2 * HISTORY + 3}
 _WORKSPACE = 5 * 2**26  # what the libraries take for themselves, their code included, whatever the size
 _COPIES = 50  # bytes a pixel: of the picture, in another layout, normalised, and the differences of its neighbours
+_PREVIOUS = _PICTURE + 4  # bytes a pixel: the painting before, and where it is seen
 _SMALLEST_TILE = 64
 
 
@@ -38,12 +40,14 @@ class Footprint:
         optimizer: "adam" or "lbfgs".
         canvas: its height and width.
         styles: the paintings' heights and widths.
+        previous: whether there is a painting before.
     """
 
     vgg: VGG19
     optimizer: str
     canvas: tuple[int, int]
     styles: Sequence[tuple[int, int]]
+    previous: bool = False
 
     def bytes(self, tile: int | None) -> int:
         """The peak with tiles of this side in pixels; None: untiled."""
@@ -52,7 +56,7 @@ class Footprint:
             * max(span.last - span.first for span in spans(width, tile, self._reach))
             for height, width in (self.canvas, *self.styles)
         )
-        whole = _PICTURE * _PICTURES[self.optimizer] + self._content_bytes
+        whole = _PICTURE * _PICTURES[self.optimizer] + self._content_bytes + self.previous * _PREVIOUS
         return round(_WORKSPACE + self.canvas[0] * self.canvas[1] * whole + seen * self._step_bytes)
 
     def largest_tile(self, budget: int) -> int | None:
@@ -66,36 +70,39 @@ class Footprint:
         return tile if self.bytes(tile) < self.bytes(None) else None
 
     @cached_property
-    def _modules(self) -> list[nn.Module]:
-        return [module for _, module in network(self.vgg, [*STYLE_LAYERS, CONTENT_LAYER])]
-
-    @cached_property
     def _reach(self) -> Reach:
-        return reach(self._modules)
+        return reach(modules(self.vgg, STYLE_LAYERS[-1]))
 
     @cached_property
     def _step_bytes(self) -> float:
         """For each pixel that the network sees."""
-        return 4 * sum(_maps(self._modules)) + _COPIES
+        difference = self.previous * _PICTURE
+        return _backward_bytes(blocks(self.vgg, [*STYLE_LAYERS, CONTENT_LAYER])) + _COPIES + difference
 
     @cached_property
     def _content_bytes(self) -> float:
         """For each pixel of the photograph, whose features are kept."""
-        return 4 * _maps(module for _, module in network(self.vgg, [CONTENT_LAYER]))[-1]
+        *_, block = blocks(self.vgg, [CONTENT_LAYER])
+        return 4 * block.convolution.out_channels / reach(modules(self.vgg, CONTENT_LAYER)).stride ** 2
 
 
-def _maps(modules: Iterable[nn.Module]) -> list[float]:
-    """The numbers, for each pixel of the picture, that each convolution and pooling leaves for the backward pass."""
-    numbers, channels, stride = [], 3, 1
-    for module in modules:
-        if isinstance(module, nn.Conv2d):
-            channels = module.out_channels
-            numbers.append(channels / stride**2)
-        elif isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+def _backward_bytes(network: Iterable[Block]) -> float:
+    """The peak of the backward pass, for each pixel of the picture.
+
+    When it comes to a block, that is what the blocks up to it have kept, and the gradients of the block's result, of
+    what went into its ReLU, and of what went into the block.
+    """
+    peak, kept, stride = 0.0, 0.0, 1
+    for block in network:
+        convolution, area = block.convolution, stride**2
+        kept += (1 if block.keeps_signs() else 4) * convolution.out_channels / area
+        if block.pooling is not None:
             stride *= 2
-            indices = 2 if isinstance(module, nn.MaxPool2d) else 0  # int64
-            numbers.append((1 + indices) * channels / stride**2)
-    return numbers
+        result = convolution.out_channels / stride**2
+        if isinstance(block.pooling, nn.MaxPool2d):
+            kept += 8 * result  # int64 indices
+        peak = max(peak, kept + 4 * (result + (convolution.out_channels + convolution.in_channels) / area))
+    return peak
 
 
 def memory_in_use(device: torch.device) -> int:

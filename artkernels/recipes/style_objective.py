@@ -1,18 +1,19 @@
 """What optimisation style transfer minimises, with its gradient: of a whole picture at once, or tile by tile."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as TF
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkernels import functional as F
-from artkernels.models.vgg import LAYERS, VGG19
+from artkernels.models.vgg import VGG19
 from artkernels.recipes.perceptual import RelativeGramLoss, total_variation
+from artkernels.recipes.style_network import modules, walk
 from artkernels.recipes.style_tiles import Tile, reach, split
 
-__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Objective", "TiledObjective", "Weights", "network"]
+__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Objective", "Previous", "TiledObjective", "Weights"]
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 CONTENT_LAYER = "relu4_2"
@@ -28,27 +29,29 @@ class Weights(NamedTuple):
     tv: float
 
 
-def network(vgg: VGG19, layers: Collection[str]) -> list[tuple[str | None, nn.Module]]:
-    """The modules of ``vgg`` up to the deepest of ``layers``, each with the name of the layer that it completes."""
-    names = iter(LAYERS)
-    modules = [(next(names) if isinstance(module, nn.ReLU) else None, module) for module in vgg.features]
-    return modules[: 1 + max(index for index, (name, _) in enumerate(modules) if name in layers)]
+class Previous(NamedTuple):
+    """The painting of the frame before, moved along with what it shows.
 
+    With it the loss has the term of Ruder, Dosovitskiy and Brox 2016, "Artistic Style Transfer for Videos": ``weight``
+    times the mean over all pixels and channels of ``seen * (painting - picture) ** 2``.
 
-def walk(vgg: VGG19, picture: Tensor, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Each of ``layers`` with its features of ``picture``, as soon as the network has computed them.
-
-    The order matters to memory. Autograd runs the youngest of the nodes that are ready: the gradient of a loss that is
-    taken of a layer before the next is computed waits until the backward pass is there. Losses taken at the end would
-    have all their gradients, as large as the features, computed first.
+    Attributes:
+        picture: [1, 1 or 3, H, W] in [0, 1], of the painting's size.
+        seen: [1, 1, H, W] in [0, 1]: 1 where its content is still to be seen, 0 where it came into view just now.
+        weight: of the squared distance to it, >= 0.
     """
-    # channels_last is the layout that the convolutions are fastest in; a luminance picture becomes three channels.
-    x = picture.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-    x = (x - vgg.mean) / vgg.std
-    for name, module in network(vgg, layers):
-        x = module(x)
-        if name is not None and name in layers:
-            yield name, x
+
+    picture: Tensor
+    seen: Tensor
+    weight: float
+
+    def owned(self, tile: Tile) -> "Previous":
+        """The tile's part of it."""
+        return Previous(tile.owned(self.picture), tile.owned(self.seen), self.weight)
+
+    def distance(self, painting: Tensor) -> Tensor:
+        """The weighted sum of the squares: a scalar."""
+        return self.weight * ((painting - self.picture).square() * self.seen).sum()
 
 
 class Objective:
@@ -64,6 +67,7 @@ class Objective:
         shares: how much of each.
         weights: of the loss's terms.
         tile: the side of the tiles in which the targets are computed, in pixels; None: whole.
+        previous: the painting before, of the canvas's size and channels; None: there is none.
     """
 
     def __init__(
@@ -74,11 +78,10 @@ class Objective:
         shares: Sequence[float],
         weights: Weights,
         tile: int | None = None,
+        previous: Previous | None = None,
     ) -> None:
-        self.vgg, self.weights, self.tile = vgg, weights, tile
-        self.reach = {
-            layer: reach(module for _, module in network(vgg, [layer])) for layer in (*STYLE_LAYERS, CONTENT_LAYER)
-        }
+        self.vgg, self.weights, self.tile, self.previous = vgg, weights, tile, previous
+        self.reach = {layer: reach(modules(vgg, layer)) for layer in (*STYLE_LAYERS, CONTENT_LAYER)}
         # Kept, 32 bytes a pixel at relu4_2, and not computed anew with every step, which would take a third longer:
         # spent on larger tiles, whose halos are a smaller part of them, the memory would save less.
         self.content, mean_square = self._content(photo)
@@ -94,6 +97,8 @@ class Objective:
     def __call__(self, canvas: Tensor) -> Tensor:
         """The loss of ``canvas`` [1, 1 or 3, H, W], a scalar for autograd."""
         losses = [self.weights.tv * total_variation(canvas)]
+        if self.previous is not None:
+            losses.append(self.previous.distance(canvas) / canvas.numel())
         for layer, features in walk(self.vgg, canvas, self.reach):
             if layer == CONTENT_LAYER:
                 losses.append(self.weights.content * self.content_scale * TF.mse_loss(features, self.content))
@@ -176,11 +181,13 @@ class TiledObjective(Objective):
     def _tile_losses(
         self, tile: Tile, pixels: Tensor, picture: Tensor, slopes: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """A tile's part of the content loss and the variation; and a scalar with the gradient of the style loss.
+        """A tile's part of the losses that are sums over pixels; and a scalar with the gradient of the style loss.
 
         That is the style loss's linear part in the Gram matrices: the sum of dL/dG * G.
         """
         local = [self.weights.tv * _variation(pixels, tile, picture)]
+        if self.previous is not None:
+            local.append(self.previous.owned(tile).distance(tile.own(pixels)) / picture.numel())
         linear = []
         for layer, seen in walk(self.vgg, pixels, self.reach):
             stride = self.reach[layer].stride

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -20,9 +21,19 @@ from artkernels.models.vgg import VGG19
 from artkernels.pooled_allocator import pooled_allocator_statistics, release_pooled_memory
 from artkernels.recipes.perceptual import keep_colors, luma, match_luma, normalise_shares
 from artkernels.recipes.style_memory import HISTORY, Footprint, memory_in_use, nothing_kept
-from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Objective, TiledObjective, Weights
+from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Objective, Previous, TiledObjective, Weights
 
-__all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Progress", "Settings", "TileSide", "check", "memory_available", "stylize"]
+__all__ = [
+    "CONTENT_LAYER",
+    "STYLE_LAYERS",
+    "Previous",
+    "Progress",
+    "Settings",
+    "TileSide",
+    "check",
+    "memory_available",
+    "stylize",
+]
 
 TileSide: TypeAlias = Literal["auto"] | int | None
 
@@ -84,7 +95,7 @@ class Progress(NamedTuple):
     """What a caller of :func:`stylize` is told after every step."""
 
     step: int  # 1 ... steps
-    steps: int
+    steps: int  # of all scales that are worked on
     loss: float
     image: Tensor  # [1, 3, h, w] in [0, 1], at the scale being worked on
 
@@ -99,6 +110,7 @@ def stylize(
     on_step: Callable[[Progress], None] | None = None,
     tile: TileSide = "auto",
     max_memory: int | None = None,
+    previous: Previous | None = None,
 ) -> Tensor:
     """Paint ``photo`` in the manner of ``styles``.
 
@@ -118,6 +130,10 @@ def stylize(
             None: untiled. "auto": untiled if that fits in memory, else in the largest tiles that do; as it depends on
             what is in memory already, the picture may differ by rounding from one run to the next.
         max_memory: bytes that the process may hold in all. None: as many as there are.
+        previous: of a frame of a video: the painting of the frame before, its ``picture`` [1, 3, H', W'], of the
+            result's size. The new one begins with it, where it is seen, and with the photograph elsewhere, whatever
+            ``settings.init`` says, and is kept close to it. Only the last scale is worked on, for that scale's share
+            of the steps: the coarser ones would paint anew what is to stay.
 
     Returns:
         [1, 3, H', W'] on the CPU, in [0, 1], the longer side ``settings.size``, the shape of the photograph.
@@ -125,17 +141,19 @@ def stylize(
     Raises:
         UserError: a picture too thin, a tile below 1 pixel, a size that will not fit in memory, shares that do not fit
             the styles, or a loss that is no longer finite.
+        ValueError: ``previous`` is not of the result's size, or its weight is negative or not finite.
     """
     settings = settings or Settings()
     device = vgg.mean.device
     shares = normalise_shares(style_shares, len(styles))
-    check(photo, styles, vgg, settings, tile=tile, max_memory=max_memory)
+    check(photo, styles, vgg, settings, tile=tile, max_memory=max_memory, previous=previous)
     budget = _budget(device, max_memory)
 
     original = full = resize(photo, settings.size)
     if settings.preserve_color:
         full = luma(full)
         styles = [match_luma(luma(style), full) for style in styles]
+        previous = previous and previous._replace(picture=luma(previous.picture))
 
     def finish(image: Tensor) -> Tensor:
         image = image.cpu()
@@ -143,21 +161,17 @@ def stylize(
             image = keep_colors(image, resize(original, max(image.shape[-2:])))
         return image.clamp(0, 1)
 
-    sides = _pyramid(full)
+    scales = _scales(full, settings.steps)
+    if previous is not None:
+        scales = scales[-1:]
+    step, steps = 0, sum(share for _, share in scales)
     image: Tensor | None = None
-    for level, side in enumerate(sides):
-        first, last = (settings.steps * n // len(sides) for n in (level, level + 1))
+    for side, share in scales:
         target = resize(full, side)
-        if image is not None:
-            image = TF.interpolate(image, target.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        elif settings.init == "content":
-            image = target
-        else:
-            generator = torch.Generator().manual_seed(settings.seed)
-            image = (0.5 + 0.2 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+        image = _beginning(target, settings, previous) if image is None else _enlarged(image, target)
         canvas = _extend(image).to(device).requires_grad_()
         image = _without_margin(canvas)
-        tile_here = _tile(_footprint(target, styles, vgg, settings, side), tile, budget)
+        tile_here = _tile(_footprint(target, styles, vgg, settings, side, previous), tile, budget)
         with nothing_kept() if tile_here or max_memory is not None else nullcontext():
             objective = (TiledObjective if tile_here else Objective)(
                 vgg,
@@ -166,17 +180,33 @@ def stylize(
                 shares,
                 Weights(settings.content_weight, settings.style_weight, settings.tv_weight),
                 tile_here,
+                previous and _on_canvas(previous, device),
             )
             optimizer = _optimizer(canvas, settings)
-            for step in range(first, last):
-                loss = _step(optimizer, objective, canvas, step + 1)
+            for _ in range(share):
+                step += 1
+                loss = _step(optimizer, objective, canvas, step)
                 image = _without_margin(canvas)
                 if on_step is not None:
-                    on_step(Progress(step + 1, settings.steps, loss, finish(image)))
+                    on_step(Progress(step, steps, loss, finish(image)))
         image = image.cpu()
         release_pooled_memory()  # the next scale's feature maps are four times as large, and fit in none of it
     assert image is not None  # a pyramid has at least one level
     return finish(image)
+
+
+def _beginning(target: Tensor, settings: Settings, previous: Previous | None) -> Tensor:
+    """What the first scale that is worked on begins with, in place of ``target``."""
+    if previous is not None:
+        return torch.lerp(target, previous.picture, previous.seen)
+    if settings.init == "content":
+        return target
+    generator = torch.Generator().manual_seed(settings.seed)
+    return (0.5 + 0.2 * torch.randn(target.shape, generator=generator)).clamp(0, 1)
+
+
+def _enlarged(image: Tensor, target: Tensor) -> Tensor:
+    return TF.interpolate(image, target.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def _optimizer(canvas: Tensor, settings: Settings) -> torch.optim.Optimizer:
@@ -205,8 +235,20 @@ def _pyramid(image: Tensor) -> list[int]:
     return sides
 
 
+def _scales(image: Tensor, steps: int) -> list[tuple[int, int]]:
+    """The longer side at each scale, and its share of the steps."""
+    sides = _pyramid(image)
+    ends = (steps * level // len(sides) for level in range(len(sides) + 1))
+    return [(side, end - start) for side, (start, end) in zip(sides, pairwise(ends), strict=True)]
+
+
 def _extend(image: Tensor) -> Tensor:
     return TF.pad(image, [_MARGIN] * 4, mode="reflect")
+
+
+def _on_canvas(previous: Previous, device: torch.device) -> Previous:
+    """With a margin, too: a margin that was free to flicker would show in the features of the picture's border."""
+    return Previous(_extend(previous.picture).to(device), _extend(previous.seen).to(device), previous.weight)
 
 
 def _without_margin(canvas: Tensor) -> Tensor:
@@ -221,8 +263,9 @@ def check(
     *,
     tile: TileSide = "auto",
     max_memory: int | None = None,
+    previous: Previous | None = None,
 ) -> None:
-    """Raise the UserError that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
+    """Raise the error that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
     if isinstance(tile, int) and tile < 1:
         raise UserError(f"the side of a tile must be at least 1 pixel, got {tile}")
     for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
@@ -232,23 +275,31 @@ def check(
                 f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
                 "choose a larger size"
             )
-    _check_memory(photo, styles, vgg, settings, tile, max_memory)
+    if previous is not None:
+        _check_previous(previous, scaled(photo, settings.size))
+    footprint = _footprint(photo, styles, vgg, settings, settings.size, previous)
+    _check_memory(footprint, tile, _budget(vgg.mean.device, max_memory))
 
 
-def _check_memory(
-    photo: Tensor, styles: Sequence[Tensor], vgg: VGG19, settings: Settings, tile: TileSide, max_memory: int | None
-) -> None:
-    budget = _budget(vgg.mean.device, max_memory)
-    footprint = _footprint(photo, styles, vgg, settings, settings.size)
+def _check_previous(previous: Previous, size: tuple[int, int]) -> None:
+    for name, channels in (("picture", 3), ("seen", 1)):
+        needed, given = [1, channels, *size], list(getattr(previous, name).shape)
+        if given != needed:
+            raise ValueError(f"previous.{name} is {given}, and {needed} is needed: the result's size")
+    if not 0 <= previous.weight < math.inf:
+        raise ValueError(f"previous.weight must be a number from 0 up, got {previous.weight}")
+
+
+def _check_memory(footprint: Footprint, tile: TileSide, budget: int | None) -> None:
     side = _tile(footprint, tile, budget)
     needed = footprint.bytes(side)
     if budget is None or needed <= budget:
         return
-    height, width = scaled(photo, settings.size)
+    height, width = (length - 2 * _MARGIN for length in footprint.canvas)
     hints = ["choose a smaller size"]
     if tile is None:
         hints.append("let it be computed in tiles")
-    if settings.optimizer == "lbfgs":
+    if footprint.optimizer == "lbfgs":
         with_adam = replace(footprint, optimizer="adam").bytes(side)
         hints.append(f"the optimizer adam, which would need {with_adam / 2**30:.1f} GiB")
     raise UserError(
@@ -258,11 +309,14 @@ def _check_memory(
     )
 
 
-def _footprint(photo: Tensor, styles: Sequence[Tensor], vgg: VGG19, settings: Settings, side: int) -> Footprint:
+def _footprint(
+    photo: Tensor, styles: Sequence[Tensor], vgg: VGG19, settings: Settings, side: int, previous: Previous | None
+) -> Footprint:
     """Of the scale at which the photograph's longer side is ``side``."""
     height, width = scaled(photo, side)
     canvas = (height + 2 * _MARGIN, width + 2 * _MARGIN)
-    return Footprint(vgg, settings.optimizer, canvas, tuple(scaled(style, side) for style in styles))
+    sizes = tuple(scaled(style, side) for style in styles)
+    return Footprint(vgg, settings.optimizer, canvas, sizes, previous is not None)
 
 
 def _tile(footprint: Footprint, tile: TileSide, budget: int | None) -> int | None:

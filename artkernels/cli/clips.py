@@ -1,0 +1,50 @@
+"""What artkernels stylize does with a video."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from artkernels.video import Clip, FramePainter, Job, Section
+
+__all__ = ["frame_of", "is_clip", "paint_clip"]
+
+_SUFFIXES = {
+    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv"),
+    *(".ts", ".vob", ".webm", ".wmv", ".y4m"),
+}
+
+
+def is_clip(path: Path, output: Path | None) -> bool:
+    """Whether ``path`` is to be painted as a video: its name is one's, or a video is asked for, of a GIF say."""
+    return path.suffix.lower() in _SUFFIXES or (output is not None and output.suffix.lower() == ".mp4")
+
+
+def frame_of(clip: Clip) -> Tensor:
+    """Something of the shape of a frame, [1, 3, H, W], to check whether it can be painted."""
+    return torch.zeros(1, 1, 1, 1).expand(1, 3, clip.height, clip.width)
+
+
+def paint_clip(
+    clip: Clip, painter: FramePainter, output: Path, section: Section, made_with: dict[str, Any], inputs: Sequence[Path]
+) -> None:
+    """Paint a clip, or go on with it, and say how it went; arguments as of :class:`~artkernels.video.Job`."""
+    job = Job(clip, painter, output, section, made_with, inputs)
+    total = clip.count(section.start, section.end, section.fps)
+    with tqdm(total=total, initial=job.frames, desc=clip.path.name, unit="frame", disable=None) as bar:
+        try:
+            flicker = job.run(lambda: bar.update())
+        except KeyboardInterrupt:
+            if job.folder.exists():
+                kept = f"what is painted is kept in {job.folder}, the same command goes on from there"
+                bar.write(f"artkernels: {kept}", file=sys.stderr)
+            raise
+    for sentence in clip.damage:
+        print(f"artkernels: {sentence}", file=sys.stderr)
+    print(output)
+    if flicker is not None:
+        print(f"flicker {flicker.painted:.4f} (the clip itself {flicker.clip:.4f})")

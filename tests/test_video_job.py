@@ -1,0 +1,184 @@
+"""A clip is painted once: what is done is kept, whatever stops the job, and the video is that of an unstopped one."""
+
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from torch import Tensor
+
+from artkernels.errors import UserError
+from artkernels.video import Before, Clip, Encoder, Job, Painted, Section
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from video_frames import moving_noise
+
+pytestmark = pytest.mark.cpu_only
+
+MADE_WITH = {"method": "a test", "strength": 3}
+
+
+class Averages:
+    """A painter whose every frame depends on all before it in the scene, and which counts and may be stopped."""
+
+    save_every = 4
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.painted, self.alone, self._stop_at = 0, 0, stop_at
+
+    def paint(self, frame: Tensor, before: Before | None) -> Painted:
+        if self.painted == self._stop_at:
+            raise KeyboardInterrupt
+        self.painted += 1
+        if before is None:
+            self.alone += 1
+            return Painted(frame, frame)
+        picture = (frame + before.memory) / 2
+        return Painted(picture, picture)
+
+
+class Flickers:
+    """Paints every other frame darker."""
+
+    save_every = 100
+
+    def __init__(self, by: float) -> None:
+        self._by, self._dark = by, False
+
+    def paint(self, frame: Tensor, before: Before | None) -> Painted:
+        self._dark = not self._dark
+        picture = frame - self._by * self._dark
+        return Painted(picture, picture)
+
+
+@pytest.fixture
+def clip(tmp_path) -> Clip:
+    """18 frames of 64 x 48, two scenes of nine."""
+    frames = moving_noise(9, 48, 64)
+    scenes = [*frames, *(frame.flip(-1) for frame in frames)]
+    with Encoder(tmp_path / "clip.mp4", Fraction(25)) as encoder:
+        for index, frame in enumerate(scenes):
+            encoder.add(Fraction(index, 25), frame[0])
+    return Clip(tmp_path / "clip.mp4")
+
+
+def job(clip: Clip, painter, name: str = "out.mp4", section: Section | None = None, **settings) -> Job:
+    output = clip.path.with_name(name)
+    return Job(clip, painter, output, section or Section(size=64), {**MADE_WITH, **settings})
+
+
+def times(path: Path) -> list[float]:
+    with av.open(path) as container:
+        return [float(frame.time) for frame in container.decode(video=0)]
+
+
+def test_every_frame_is_painted_in_order_and_scenes_begin_anew(clip):
+    painter, seen = Averages(), []
+    one = job(clip, painter)
+    one.run(lambda: seen.append(one.frames))
+    assert seen == list(range(1, 19))
+    assert (painter.painted, painter.alone) == (18, 2)
+    assert times(clip.path.with_name("out.mp4")) == pytest.approx([index / 25 for index in range(18)])
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "out.mp4"}
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 4, 7, 9, 10, 17])
+def test_a_stopped_job_goes_on_to_the_same_bytes_and_paints_nothing_twice_that_was_kept(clip, stop_at):
+    job(clip, Averages(), "whole.mp4").run(lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(stop_at)).run(lambda: None)
+    assert not clip.path.with_name("out.mp4").exists()
+    painter = Averages()
+    job(clip, painter).run(lambda: None)
+    assert painter.painted == 18 - stop_at // 4 * 4
+    whole, stopped = (clip.path.with_name(name).read_bytes() for name in ("whole.mp4", "out.mp4"))
+    assert stopped == whole
+
+
+def test_the_flicker_of_a_stopped_job_is_that_of_the_whole(clip):
+    whole = job(clip, Averages(), "whole.mp4").run(lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(13)).run(lambda: None)
+    assert job(clip, Averages()).run(lambda: None) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_job_that_lost_its_last_part_half_written_goes_on(clip):
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(9)).run(lambda: None)
+    folder = clip.path.with_name("out.mp4.part")
+    (folder / "00002.mp4").write_bytes(b"half a part")  # killed between the part and the state
+    job(clip, Averages()).run(lambda: None)
+    assert len(times(clip.path.with_name("out.mp4"))) == 18
+
+
+def test_flicker_is_the_root_mean_square_of_what_changes_beyond_the_motion(clip):
+    quiet, loud = (job(clip, Flickers(by), f"{by}.mp4").run(lambda: None) for by in (0.0, 0.3))
+    assert quiet.painted == pytest.approx(quiet.clip)
+    assert loud.painted == pytest.approx((0.3**2 + quiet.clip**2) ** 0.5, rel=0.05)
+
+
+def test_a_section_has_its_frames_at_its_rate_from_time_0(clip):
+    section = Section(size=32, start=Fraction(1, 5), end=Fraction(3, 5), fps=Fraction(10))
+    job(clip, Averages(), section=section).run(lambda: None)
+    path = clip.path.with_name("out.mp4")
+    assert times(path) == pytest.approx([0, 0.1, 0.2, 0.3])
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.average_rate) == (32, 24, 10)
+
+
+def test_a_job_begun_with_other_settings_or_another_clip_is_refused_until_it_is_deleted(clip):
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(5)).run(lambda: None)
+    with pytest.raises(UserError, match=r"begun with another strength \(3, now 4\)"):
+        job(clip, Averages(), strength=4)
+    data = clip.path.read_bytes()
+    clip.path.unlink()
+    clip.path.write_bytes(data + b" ")
+    with pytest.raises(UserError, match=r"begun with another .*clip\.mp4 \("):
+        job(clip, Averages())
+
+
+def test_a_section_without_frames_is_refused_and_leaves_nothing(clip):
+    cases = {100: "0.72 seconds long", Fraction(7001, 10000): "no frame begins", Fraction(49, 100): "has no frames"}
+    for start, words in cases.items():
+        section = Section(size=64, start=Fraction(start), end=start + Fraction(1, 1000))
+        with pytest.raises(UserError, match=words):
+            job(clip, Averages(), section=section).run(lambda: None)
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4"}
+
+
+def test_what_is_in_the_way_of_the_folder_is_told(clip):
+    clip.path.with_name("out.mp4.part").write_text("a file")
+    with pytest.raises(UserError, match=r"out\.mp4\.part: cannot be used"):
+        job(clip, Averages())
+
+
+def test_the_settings_travel_in_the_video(clip):
+    job(clip, Averages()).run(lambda: None)
+    with av.open(clip.path.with_name("out.mp4")) as container:
+        assert json.loads(container.metadata["comment"]) == MADE_WITH
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"start": Fraction(-1)}, "start must be from 0"),
+        ({"start": Fraction(2), "end": Fraction(2)}, "end must be after 2 seconds"),
+        ({"fps": Fraction(0)}, "fps must be above 0"),
+        ({"fps": Fraction(2000)}, "at most 1000"),
+    ],
+)
+def test_a_section_that_cannot_be_is_refused(values, words):
+    with pytest.raises(UserError, match=words):
+        Section(size=64, **values)
+
+
+def test_painting_in_another_thread_s_company_changes_no_number_of_threads(clip):
+    before = torch.get_num_threads()
+    job(clip, Averages()).run(lambda: None)
+    assert torch.get_num_threads() == before
