@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artkernels.benchmarks import facts
-from artkernels.benchmarks.results import EAGER, Pass, Results, Row
+from artkernels.benchmarks.results import EAGER, OURS, Pass, Results, Row
 from artkernels.benchmarks.tables import (
     DOUBTFUL,
     MAYBE_SLOWER,
     SLOWER,
     Cell,
     Table,
+    bytes_text,
     input_text,
     markdown,
     of_limit_text,
@@ -67,6 +68,24 @@ VIEWS = {
     "reparameterize_kl": View("reparameterize_kl", "layer", OWN_ALLOCATOR, _LAYER, further_peers=True),
     "training": View("training", "recipe", POOLED, {"a step": ("step",)}),
 }
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """What a table of peak memory shows: a line for each case and input of a group, a column for each candidate.
+
+    Attributes:
+        op: the group.
+        label: title of the first column.
+        file: the results.
+    """
+
+    op: str
+    label: str
+    file: str
+
+
+MEMORY_VIEWS = {"style_memory": MemoryView("style_memory", "memory of", "style_memory.json")}
 
 Line = dict[str, Row]  # title of a column -> the row
 
@@ -122,6 +141,28 @@ def table(view: View, load: Callable[[str], Results]) -> str:
     return f"{made}\n\n{' '.join([*sources, *notes])}\n"
 
 
+def memory_table(view: MemoryView, load: Callable[[str], Results]) -> str:
+    """The same of a table of peak memory: bytes, and of the others how many times ours."""
+    results = load(view.file)
+    rows = [row for row in results.rows if row.op == view.op]
+    if not rows:
+        raise UserError(f"{view.file}: no row of {view.op}, the README shows some")
+    names = max((list(row.memory) for row in rows), key=len)  # not every candidate has a row for every input
+    lines = [
+        [Cell(row.title), Cell(input_text(row)), *(_memory(row, name) for name in names)]
+        for row in sorted(rows, key=lambda row: row.case)
+    ]
+    made = markdown(Table([view.label, "picture", *names], lines, labels=2))
+    return f"{made}\n\n{_source(results, rows)}\n"
+
+
+def _memory(row: Row, name: str) -> Cell:
+    if name not in row.memory:
+        return Cell("")
+    times = "" if name == OURS else f"({row.memory[name] / row.memory[OURS]:.2f})"
+    return Cell(bytes_text(row.memory[name]), times)
+
+
 def _rows(lines: Mapping[tuple[object, ...], Line]) -> list[Row]:
     return [row for line in lines.values() for row in line.values()]
 
@@ -166,8 +207,11 @@ def rewritten(readme: str, load: Callable[[str], Results]) -> str:
 
     def made(match: re.Match[str]) -> str:
         head, name, end = match.groups()
+        if name in MEMORY_VIEWS:
+            return f"{head}\n{memory_table(MEMORY_VIEWS[name], load)}\n{end}"
         if name not in VIEWS:
-            raise UserError(f"README table {name}: no such table, one of {', '.join(VIEWS)} is needed")
+            names = ", ".join([*VIEWS, *MEMORY_VIEWS])
+            raise UserError(f"README table {name}: no such table, one of {names} is needed")
         return f"{head}\n{table(VIEWS[name], load)}\n{end}"
 
     return _MARKED.sub(made, readme)

@@ -189,7 +189,11 @@ def save(found: list[Row], path: Path) -> None:
         "machine_info": {**machine, "torch": torch.__version__},
         "commit_info": {key: commit.get(key) for key in ("id", "dirty")},
         "datetime": datetime.now(UTC).isoformat(),
-        "artkernels": {"version": artkernels.__version__, "command": "python benchmarks/style_memory.py"},
+        "artkernels": {
+            "version": artkernels.__version__,
+            "command": "python benchmarks/style_memory.py",
+            "allocator": "torch",
+        },
         "benchmarks": [{"extra_info": row.to_plain()} for row in found],
     }
     path.write_text(json.dumps(plain, indent=1) + "\n")
@@ -204,7 +208,10 @@ def main() -> None:
     if args.one:
         print(json.dumps(measured(args.one[0], int(args.one[1]))))
     else:
-        save([row for side in args.sides for row in rows(side)], args.output)
+        found: list[Row] = []
+        for side in args.sides:
+            found += rows(side)
+            save(found, args.output)  # the next side takes four times as long
 
 
 if __name__ == "__main__":

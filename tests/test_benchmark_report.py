@@ -498,6 +498,22 @@ def test_readme_tables_refuse_names_and_files_that_are_not_there(readme, capsys)
     assert "README table typo: no such table, one of norm_act" in capsys.readouterr().err
 
 
+def test_a_table_of_memory_has_each_candidates_bytes_and_how_many_times_ours(readme):
+    path, run = readme
+    memory = {"ours": 100 << 20, "eager": 150 << 20}
+    small = row("style_memory", case="step", title="a step", shape=(1, 3, 256, 256), memory=memory)
+    large = row(
+        "style_memory", case="step", title="a step", shape=(1, 3, 512, 512), memory=memory | {"tiles": 25 << 20}
+    )
+    save(results([small, large]), path.parent / "results" / "style_memory.json")
+    path.write_text("<!-- table: style_memory -->\n<!-- end of table -->\n")
+    assert run() == 0
+    lines = path.read_text().splitlines()
+    assert "| memory of | picture | ours | eager | tiles |" in lines
+    assert "| a step | 1 x 3 x 256 x 256 | 100 MiB | 150 MiB (1.50) |  |" in lines
+    assert "| a step | 1 x 3 x 512 x 512 | 100 MiB | 150 MiB (1.50) | 25.0 MiB (0.25) |" in lines
+
+
 def test_the_readme_shows_the_results_that_are_committed():
     assert (ROOT / "README.md").read_text().count("<!-- table: ") == 6
     done = subprocess.run([sys.executable, "benchmarks/readme_tables.py", "--check"], cwd=ROOT, capture_output=True)

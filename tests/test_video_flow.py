@@ -53,6 +53,29 @@ def test_another_scene_has_no_motion():
     assert motion(texture(96, 128), texture(96, 128, seed=5)) is None
 
 
+@pytest.mark.parametrize("order", [1, -1], ids=["from black", "to black"])
+def test_a_scene_and_a_picture_with_nothing_in_it_are_two_scenes(order):
+    scene = texture(96, 128)
+    for plain in (torch.zeros_like(scene), torch.ones_like(scene)):
+        assert motion(*(plain, scene)[::order]) is None
+    assert motion(*(torch.zeros_like(scene), torch.ones_like(scene))[::order]) is None
+
+
+def test_slow_changes_of_light_are_no_other_scene():
+    scene = texture(96, 128)
+    assert motion(scene, 0.85 * scene).seen.mean() > 0.9
+    assert motion(0 * scene, 0.1 + 0 * scene).seen.mean() == 1
+
+
+def test_a_flash_in_a_part_of_the_picture_is_seen_for_the_first_time():
+    before = texture(96, 128)
+    frame = before.clone()
+    frame[..., 32:64, 32:64] = 1
+    seen = motion(before, frame).seen[0, 0]
+    assert seen[36:60, 36:60].mean() < 0.3
+    assert seen[:, 80:].mean() > 0.95
+
+
 def test_warping_by_whole_pixels_takes_the_very_pixels_and_at_the_edge_the_last():
     before = torch.rand(2, 3, 6, 9)
     shift = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 6, 9)

@@ -1,8 +1,11 @@
 """A clip is painted once: what is done is kept, whatever stops the job, and the video is that of an unstopped one."""
 
+import errno
 import json
 import sys
+import threading
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -12,10 +15,11 @@ from torch import Tensor
 
 from artkernels.errors import UserError
 from artkernels.video import Before, Clip, Encoder, Job, Painted, Section
+from artkernels.video.threads import behind
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from video_frames import moving_noise
+from video_frames import assert_same_video, moving_noise
 
 pytestmark = pytest.mark.cpu_only
 
@@ -28,16 +32,19 @@ class Averages:
     save_every = 4
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.painted, self.alone, self._stop_at = 0, 0, stop_at
+        self.pictures: list[Tensor] = []
+        self.alone, self._stop_at = 0, stop_at
+
+    @property
+    def painted(self) -> int:
+        return len(self.pictures)
 
     def paint(self, frame: Tensor, before: Before | None) -> Painted:
         if self.painted == self._stop_at:
             raise KeyboardInterrupt
-        self.painted += 1
-        if before is None:
-            self.alone += 1
-            return Painted(frame, frame)
-        picture = (frame + before.memory) / 2
+        self.alone += before is None
+        picture = frame if before is None else (frame + before.memory) / 2
+        self.pictures.append(picture)
         return Painted(picture, picture)
 
 
@@ -87,16 +94,17 @@ def test_every_frame_is_painted_in_order_and_scenes_begin_anew(clip):
 
 
 @pytest.mark.parametrize("stop_at", [0, 3, 4, 7, 9, 10, 17])
-def test_a_stopped_job_goes_on_to_the_same_bytes_and_paints_nothing_twice_that_was_kept(clip, stop_at):
-    job(clip, Averages(), "whole.mp4").run(lambda: None)
+def test_a_stopped_job_goes_on_to_the_same_paintings_and_paints_nothing_twice_that_was_kept(clip, stop_at):
+    whole, stopped, resumed = Averages(), Averages(stop_at), Averages()
+    job(clip, whole, "whole.mp4").run(lambda: None)
     with pytest.raises(KeyboardInterrupt):
-        job(clip, Averages(stop_at)).run(lambda: None)
+        job(clip, stopped).run(lambda: None)
     assert not clip.path.with_name("out.mp4").exists()
-    painter = Averages()
-    job(clip, painter).run(lambda: None)
-    assert painter.painted == 18 - stop_at // 4 * 4
-    whole, stopped = (clip.path.with_name(name).read_bytes() for name in ("whole.mp4", "out.mp4"))
-    assert stopped == whole
+    job(clip, resumed).run(lambda: None)
+    kept = stop_at // 4 * 4
+    assert resumed.painted == 18 - kept
+    assert all(map(torch.equal, [*stopped.pictures[:kept], *resumed.pictures], whole.pictures))
+    assert_same_video(clip.path.with_name("out.mp4"), clip.path.with_name("whole.mp4"))
 
 
 def test_the_flicker_of_a_stopped_job_is_that_of_the_whole(clip):
@@ -113,6 +121,94 @@ def test_a_job_that_lost_its_last_part_half_written_goes_on(clip):
     (folder / "00002.mp4").write_bytes(b"half a part")  # killed between the part and the state
     job(clip, Averages()).run(lambda: None)
     assert len(times(clip.path.with_name("out.mp4"))) == 18
+
+
+def test_a_job_that_was_killed_before_anything_was_kept_binds_nobody(clip):
+    folder = clip.path.with_name("out.mp4.part")
+    folder.mkdir()
+    (folder / ".00000.mp4.1.tmp").write_bytes(b"half a part")
+    job(clip, Averages(), strength=4).run(lambda: None)
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "out.mp4"}
+
+
+def test_what_is_stopped_while_it_is_joined_leaves_nothing_beside_the_folder_and_goes_on(clip, monkeypatch):
+    def killed(parts: list[Path], whole: Path, *_) -> None:
+        whole.with_name("half.tmp").write_bytes(b"half a video")
+        raise KeyboardInterrupt
+
+    job(clip, Averages(), "whole.mp4").run(lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr("artkernels.video.job.join", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job(clip, Averages()).run(lambda: None)
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "whole.mp4", "out.mp4.part"}
+    painter = Averages()
+    job(clip, painter).run(lambda: None)
+    assert painter.painted == 0
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "whole.mp4", "out.mp4"}
+    assert_same_video(clip.path.with_name("out.mp4"), clip.path.with_name("whole.mp4"))
+
+
+def test_a_job_is_refused_while_another_process_is_at_work_on_it(clip):
+    def second() -> None:
+        with pytest.raises(UserError, match=r"out\.mp4\.part: another process is painting this video"):
+            job(clip, Averages()).run(lambda: None)
+
+    job(clip, Averages()).run(second)
+    assert len(times(clip.path.with_name("out.mp4"))) == 18
+
+
+@pytest.mark.parametrize("damaged", ["state.pt", "00001.mp4"])
+def test_a_folder_whose_content_is_damaged_is_refused_in_a_sentence(clip, damaged):
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(9)).run(lambda: None)
+    file = clip.path.with_name("out.mp4.part") / damaged
+    file.unlink()
+    if damaged == "state.pt":
+        file.write_bytes(b"no state")
+    with pytest.raises(UserError, match=r"out\.mp4\.part: what was painted cannot be read: delete that folder"):
+        job(clip, Averages())
+
+
+def test_a_full_disk_ends_the_job_before_much_more_is_painted(clip, monkeypatch):
+    def add(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Encoder, "add", add)
+    painter = Averages()
+    painter.save_every = 100
+    with pytest.raises(UserError, match=r"00000\.mp4: cannot be written \(No space left on device\)"):
+        job(clip, painter).run(lambda: None)
+    assert painter.painted < 10
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4"}
+
+
+def test_a_full_disk_is_told_when_the_state_is_written_too(clip, monkeypatch):
+    def write_bytes(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(UserError, match=r"state\.pt: cannot be written \(No space left on device\)"):
+        job(clip, Averages()).run(lambda: None)
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4"}
+
+
+def test_what_is_done_behind_is_done_in_order_and_never_lies_in_a_heap():
+    done, go_on = [], threading.Event()
+
+    def work(index: int) -> None:
+        go_on.wait(10)
+        done.append(index)
+
+    submitted = 0
+    with behind(2) as later:
+        for index in range(6):
+            if index == 2:
+                threading.Timer(0.05, go_on.set).start()
+            later(partial(work, index))
+            submitted += 1
+            assert submitted - len(done) <= 3  # one is being done
+    assert done == list(range(6))
 
 
 def test_flicker_is_the_root_mean_square_of_what_changes_beyond_the_motion(clip):
@@ -155,7 +251,7 @@ def test_a_section_without_frames_is_refused_and_leaves_nothing(clip):
 def test_what_is_in_the_way_of_the_folder_is_told(clip):
     clip.path.with_name("out.mp4.part").write_text("a file")
     with pytest.raises(UserError, match=r"out\.mp4\.part: cannot be used"):
-        job(clip, Averages())
+        job(clip, Averages()).run(lambda: None)
 
 
 def test_the_settings_travel_in_the_video(clip):
@@ -169,8 +265,8 @@ def test_the_settings_travel_in_the_video(clip):
     [
         ({"start": Fraction(-1)}, "start must be from 0"),
         ({"start": Fraction(2), "end": Fraction(2)}, "end must be after 2 seconds"),
-        ({"fps": Fraction(0)}, "fps must be above 0"),
-        ({"fps": Fraction(2000)}, "at most 1000"),
+        ({"fps": Fraction(0)}, "fps must be from 0.001 to 1000, got 0"),
+        ({"fps": Fraction(2000)}, "to 1000, got 2000"),
     ],
 )
 def test_a_section_that_cannot_be_is_refused(values, words):

@@ -1,12 +1,23 @@
 """Frames for the tests of videos, and a network to look at them with."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
 
 from artkernels.models import VGG19
+from artkernels.video import Clip
 
-__all__ = ["moving_noise", "slim_vgg"]
+__all__ = ["assert_same_video", "moving_noise", "slim_vgg"]
+
+
+def assert_same_video(found: Path, wanted: Path) -> None:
+    """The same frames at the same times, as far as x264 decides alike: not always, of the same pixels."""
+    pairs = list(zip(Clip(found).frames(), Clip(wanted).frames(), strict=True))
+    assert all(one.time == other.time for one, other in pairs)
+    for one, other in pairs:
+        assert (one.picture.float() - other.picture.float()).abs().mean() < 2  # of 255
 
 
 def moving_noise(count: int, height: int, width: int, step: int = 2) -> list[Tensor]:

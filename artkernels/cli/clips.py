@@ -1,15 +1,13 @@
 """What artkernels stylize does with a video."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from artkernels.video import Clip, FramePainter, Job, Section
+from artkernels.video import Clip, Job, Section
 
 __all__ = ["frame_of", "is_clip", "paint_clip"]
 
@@ -29,11 +27,8 @@ def frame_of(clip: Clip) -> Tensor:
     return torch.zeros(1, 1, 1, 1).expand(1, 3, clip.height, clip.width)
 
 
-def paint_clip(
-    clip: Clip, painter: FramePainter, output: Path, section: Section, made_with: dict[str, Any], inputs: Sequence[Path]
-) -> None:
-    """Paint a clip, or go on with it, and say how it went; arguments as of :class:`~artkernels.video.Job`."""
-    job = Job(clip, painter, output, section, made_with, inputs)
+def paint_clip(job: Job, clip: Clip, section: Section, output: Path) -> None:
+    """Paint a clip, or go on with it, and say how it went; the others are what ``job`` was made of."""
     total = clip.count(section.start, section.end, section.fps)
     with tqdm(total=total, initial=job.frames, desc=clip.path.name, unit="frame", disable=None) as bar:
         try:

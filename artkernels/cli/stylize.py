@@ -18,7 +18,7 @@ from artkernels.cli.values import parse_memory, parse_rate, parse_tile, parse_ti
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained, load_trained
 from artkernels.recipes.style_transfer import Settings
-from artkernels.video import Clip, Section, check_video
+from artkernels.video import Clip, Job, Section, check_video
 
 __all__ = ["stylize"]
 
@@ -201,6 +201,7 @@ def stylize(
     settings_of_all = {
         "method": chosen,
         **({"styles": [painting.name for painting in styles]} if styles else {}),
+        **({"entry": entry} if entry else {}),
         **painter.settings,
     }
     of_clips = {"consistency": consistency, "start": start, "end": end, "fps": fps}
@@ -210,7 +211,8 @@ def stylize(
         made_with = {"artkernels": artkernels.__version__, "photo": photo.name, **settings_of_all}
         if isinstance(subject, Clip):
             frames = painter.frames(frame_of(subject), consistency)
-            works.append(partial(paint_clip, subject, frames, path, section, {**made_with, **of_clips}, files))
+            job = Job(subject, frames, path, section, {**made_with, **of_clips}, files)
+            works.append(partial(paint_clip, job, subject, section, path))
         else:
             painter.check(subject)
             works.append(partial(_paint_picture, painter, subject, path, made_with))

@@ -8,6 +8,9 @@ from artkernels.recipes.style_transfer import TileSide
 
 __all__ = ["parse_memory", "parse_rate", "parse_tile", "parse_time"]
 
+_NUMBER = r"\d{1,9}(\.\d+)?"
+_FINEST = 100_000  # the denominator of a rate at most: videos keep it as two 32-bit integers
+
 
 def parse_tile(text: str) -> TileSide:
     if text == "auto":
@@ -31,15 +34,14 @@ def parse_memory(text: str) -> int:
 
 def parse_rate(text: str) -> Fraction:
     """The frames a second that 25, 29.97 or 30000/1001 stand for."""
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(f"--fps must be a number of frames a second, as 25 or 30000/1001, got {text!r}") from error
+    if not re.fullmatch(rf"{_NUMBER}|\d{{1,9}}/0*[1-9]\d{{0,8}}", text):
+        raise UserError(f"--fps must be a number of frames a second, as 25 or 30000/1001, got {text!r}")
+    return Fraction(text).limit_denominator(_FINEST)
 
 
 def parse_time(text: str, option: str) -> Fraction:
     """The seconds that 12.5, 1:02.5 or 1:00:00 stand for."""
-    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d+)?", text):
+    if not re.fullmatch(rf"(\d{{1,9}}:){{0,2}}{_NUMBER}", text):
         raise UserError(f"{option} must be seconds or H:MM:SS, as 12.5 or 1:02:03, got {text!r}")
     seconds = Fraction(0)
     for part in text.split(":"):

@@ -126,7 +126,7 @@ def stylize(
         on_step: called after every step.
         tile: compute each step in tiles of this side in pixels, rounded up to a multiple of 16. The loss and the
             gradient are the same to float32 rounding, at any size; the memory is that of a tile's features, the time
-            more than half as much again, as the network looks at the picture twice, and at the tiles' surroundings.
+            more than twice as long, as the network looks at the picture twice, and at the tiles' surroundings, too.
             None: untiled. "auto": untiled if that fits in memory, else in the largest tiles that do; as it depends on
             what is in memory already, the picture may differ by rounding from one run to the next.
         max_memory: bytes that the process may hold in all. None: as many as there are.

@@ -50,7 +50,7 @@ def check_video(path: Path) -> None:
 class Encoder:
     """Writes an MP4 file (H.264, yuv420p, BT.709) frame by frame, whole or not at all; a context manager.
 
-    The file is a video, or a part for :func:`join`. The same frames give the same bytes.
+    The file is a video, or a part for :func:`join`.
 
     Args:
         path: of the file, in a folder that exists.

@@ -17,6 +17,9 @@ _CUT = 0.4  # of the frame seen before: with less it is another scene
 # in square pixels and beside the flow's own square: Sundaram, Brox and Keutzer 2010, section 5.
 _ROUND_TRIP = (0.5, 0.01)
 _BOUNDARY = (0.002, 0.01)
+# What colours may be off, RGB from 0 to 1: light may change, a flash is seen for the first time. Between pictures with
+# nothing in them to follow, black and then another scene, the flow is 0 both ways, and only this tells them apart.
+_UNLIKE = 0.2
 
 
 class Motion(NamedTuple):
@@ -43,7 +46,7 @@ def motion(before: Tensor, frame: Tensor) -> Motion | None:
 
     Dense inverse search (Kroeger, Timofte, Dai and Van Gool 2016, arXiv:1603.03590) both ways. What does not come back
     to where it began, is not at a place inside the frame before, or lies where the flow has an edge, counts as unseen,
-    as in Ruder, Dosovitskiy and Brox 2016 (arXiv:1604.08610).
+    as in Ruder, Dosovitskiy and Brox 2016 (arXiv:1604.08610), and so does what has quite another colour there.
 
     Args:
         before: [1, 3, H, W], RGB in [0, 1], H and W at least 16.
@@ -57,7 +60,7 @@ def motion(before: Tensor, frame: Tensor) -> Motion | None:
         _tensor(search.calc(*pair, None))  # type: ignore[call-overload]
         for pair in ((second, first), (first, second))
     )
-    seen = _returns(flow, warp(back, flow)) & _is_smooth(flow) & _is_inside(flow)
+    seen = _returns(flow, warp(back, flow)) & _is_smooth(flow) & _is_inside(flow) & _is_alike(warp(before, flow), frame)
     if seen.float().mean() < _CUT:
         return None
     return Motion(flow, seen.to(flow.dtype))
@@ -121,3 +124,7 @@ def _is_inside(flow: Tensor) -> Tensor:
     x = torch.arange(width) + flow[:, 0]
     y = torch.arange(height).view(-1, 1) + flow[:, 1]
     return ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).unsqueeze(1)
+
+
+def _is_alike(before: Tensor, frame: Tensor) -> Tensor:
+    return (frame - before).square().mean(dim=1, keepdim=True) <= _UNLIKE**2

@@ -1,12 +1,15 @@
 """A clip painted frame by frame. What is painted is kept: a job that was stopped, or killed, goes on where it was."""
 
+import fcntl
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +24,12 @@ from artkernels.video.clip import Clip
 from artkernels.video.encoding import Encoder, join
 from artkernels.video.flow import Motion, motion, require_cv2, warping_error
 from artkernels.video.painters import Before, FramePainter
-from artkernels.video.threads import ahead, worker
+from artkernels.video.threads import ahead, behind
 
 __all__ = ["Flicker", "Job", "Section"]
 
-_JOB, _STATE = "job.json", "state.pt"
+_SLOWEST, _FASTEST = Fraction(1, 1000), 1000  # frames a second
+_STATE, _LOCK, _WHOLE = "state.pt", "lock", "whole.mp4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class Section:
         size: the longer side of the frames that are painted, in pixels.
         start: seconds from the clip's beginning, >= 0.
         end: likewise, above ``start``; None: the clip's.
-        fps: frames a second, > 0; None: the clip's own frames at their own times.
+        fps: frames a second, from 0.001 to 1000; None: the clip's own frames at their own times.
 
     Raises:
         UserError: a value out of its range.
@@ -52,8 +56,8 @@ class Section:
             raise UserError(f"start must be from 0 seconds up, got {float(self.start):g}")
         if self.end is not None and self.end <= self.start:
             raise UserError(f"end must be after {float(self.start):g} seconds, the start, got {float(self.end):g}")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise UserError(f"fps must be above 0 and at most 1000 frames a second, got {float(self.fps):g}")
+        if self.fps is not None and not _SLOWEST <= self.fps <= _FASTEST:
+            raise UserError(f"fps must be from {float(_SLOWEST):g} to {_FASTEST}, got {float(self.fps):g}")
 
 
 class Flicker(NamedTuple):
@@ -96,8 +100,9 @@ class Job:
     """The painting of one clip.
 
     Work that is not finished is in a folder beside the output, ``OUTPUT.part``: the parts that are painted, and a
-    state. A job with the same clip, settings and output goes on with it; the video is then that of a job that was never
-    stopped. The folder goes when the video is written.
+    state, which says of which job. A job with the same clip, settings and output goes on with it; its paintings are,
+    bit for bit, those of a job that was never stopped. (Not always the file: x264 has been seen to write different
+    bytes of the same pixels.) The folder goes when the video is written.
 
     Args:
         clip: to paint.
@@ -108,7 +113,7 @@ class Job:
         inputs: files beside the clip that the job depends on.
 
     Raises:
-        UserError: what was begun under that name is another job, or nothing can be written there.
+        UserError: what was begun under that name is another job, or damaged; or the clip ends before the section.
     """
 
     def __init__(
@@ -125,8 +130,11 @@ class Job:
         require_cv2()
         clip.frames(section.start, section.end, section.fps)  # an error if it ends before
         self.folder = output.with_name(f"{output.name}.part")
-        files = {str(path): _mark(path) for path in (clip.path, *inputs)}
-        self._state = _open(self.folder, {**made_with, **files})
+        marks = {str(path): _mark(path) for path in (clip.path, *inputs)}
+        self._job: dict[str, Any] = json.loads(json.dumps({**made_with, **marks}))
+        self._state = _kept(self.folder, self._job)
+        if not all(part.exists() for part in self._parts()):
+            raise _damaged(self.folder)
 
     @property
     def frames(self) -> int:
@@ -143,27 +151,34 @@ class Job:
             None if no two frames could be compared.
 
         Raises:
-            UserError: the clip has no frames in that section, or something cannot be written.
+            UserError: the clip has no frames in that section, another process is at work on the job, or something
+                cannot be written.
         """
-        try:
-            with closing(ahead(self._seen())) as frames:
-                while self._paint_part(frames, on_frame):
-                    pass
-        finally:
-            if not (self.folder / _STATE).exists():  # nothing is kept yet
-                shutil.rmtree(self.folder)
-        state, section = self._state, self._section
-        if not state.frames:
-            raise UserError(f"{self._clip.path}: has no frames in that section")
-        parts = [self._part(index) for index in range(-(-state.frames // self._painter.save_every))]
-        join(parts, self._output, self._clip, section.start, section.end, self._made_with)
-        shutil.rmtree(self.folder)
+        with _alone_in(self.folder):
+            try:
+                with closing(ahead(self._seen())) as frames:
+                    while self._paint_part(frames, on_frame):
+                        pass
+            finally:
+                if not self._state_file.exists():  # nothing is kept yet
+                    shutil.rmtree(self.folder)
+            self._finish()
+        state = self._state
         if not state.compared:
             return None
         return Flicker(*((error / state.compared) ** 0.5 for error in (state.error, state.clip_error)))
 
-    def _part(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.mp4"
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / _STATE
+
+    def _parts(self) -> list[Path]:
+        """The files of what is painted."""
+        return [self._part(first) for first in range(0, self.frames, self._painter.save_every)]
+
+    def _part(self, first: int) -> Path:
+        """The file of the frames from the ``first`` on."""
+        return self.folder / f"{first // self._painter.save_every:05d}.mp4"
 
     def _paint_part(self, frames: Iterator[_Seen], on_frame: Callable[[], object]) -> bool:
         """Paint the next frames and keep them; False if there are none."""
@@ -171,17 +186,30 @@ class Job:
         first = next(some, None)
         if first is None:
             return False
-        path = self._part(self._state.frames // self._painter.save_every)
-        with Encoder(path, self._section.fps or self._clip.rate) as encoder, worker() as thread:
-            added = []
+        rate = self._section.fps or self._clip.rate
+        with Encoder(self._part(self.frames), rate) as encoder, behind() as later:
             for seen in chain([first], some):
-                added.append(thread.submit(encoder.add, seen.time, self._paint(seen)))
+                later(partial(encoder.add, seen.time, self._paint(seen)))
                 on_frame()
-            for result in added:
-                result.result()
-        with files.whole_or_not_at_all(self.folder / _STATE) as temporary:
-            torch.save(vars(self._state), temporary)
+        state = io.BytesIO()  # since PyTorch, writing to a full disk, hides that in an error of its own
+        torch.save({"job": self._job, **vars(self._state)}, state)
+        with files.whole_or_not_at_all(self._state_file) as temporary:
+            temporary.write_bytes(state.getbuffer())
         return True
+
+    def _finish(self) -> None:
+        """Write the video of all that is painted."""
+        if not self.frames:
+            raise UserError(f"{self._clip.path}: has no frames in that section")
+        # Joined in the folder, whose content a later run overwrites: killed here, nothing stays beside the output.
+        whole, section = self.folder / _WHOLE, self._section
+        join(self._parts(), whole, self._clip, section.start, section.end, self._made_with)
+        try:
+            whole.replace(self._output)
+        except OSError as error:
+            raise UserError(f"{self._output}: cannot be written ({error.strerror})") from error
+        self._state_file.unlink()  # first, since without parts it would be a damaged job
+        shutil.rmtree(self.folder)
 
     def _paint(self, seen: _Seen) -> Tensor:
         state = self._state
@@ -216,23 +244,37 @@ def _mark(path: Path) -> str:
     return f"{status.st_size} bytes of {datetime.fromtimestamp(status.st_mtime).isoformat()}"
 
 
-def _open(folder: Path, job: dict[str, Any]) -> _State:
-    """Begin in ``folder``, or go on with what was begun there."""
-    job = json.loads(json.dumps(job))
-    try:
-        begun = json.loads((folder / _JOB).read_text()) if (folder / _JOB).exists() else None
-        if begun is None:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep ``folder``, made if need be, from other processes. The lock of one that is killed goes with it."""
+    with ExitStack() as stack:
+        try:
             folder.mkdir(exist_ok=True)
-            with files.whole_or_not_at_all(folder / _JOB) as temporary:
-                temporary.write_text(json.dumps(job))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be used for what is painted ({error})") from error
-    if begun not in (None, job):
+            fcntl.flock(stack.enter_context((folder / _LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is painting this video, wait until it has ended") from error
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be used for what is painted ({error.strerror})") from error
+        yield
+
+
+def _kept(folder: Path, job: dict[str, Any]) -> _State:
+    """How far ``job`` has come in ``folder``."""
+    if not (folder / _STATE).exists():
+        return _State()
+    try:
+        content = torch.load(folder / _STATE, weights_only=True)
+        begun, state = content.pop("job"), _State(**content)
+    except Exception as error:  # PyTorch raises many kinds on damaged files
+        raise _damaged(folder) from error
+    if begun != job:
         name = next(name for name in {**job, **begun} if begun.get(name) != job.get(name))
         raise UserError(
             f"{folder}: was begun with another {name} ({begun.get(name)}, now {job.get(name)}): give the same, or "
             "delete that folder to begin anew"
         )
-    if not (folder / _STATE).exists():
-        return _State()
-    return _State(**torch.load(folder / _STATE, weights_only=True))
+    return state
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"{folder}: what was painted cannot be read: delete that folder to begin anew")

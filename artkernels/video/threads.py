@@ -1,28 +1,49 @@
 """A thread's work done while another's goes on: what is read ahead, what is written behind."""
 
 from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-__all__ = ["ahead", "worker"]
+__all__ = ["ahead", "behind"]
 
 T = TypeVar("T")
 _END = object()
+_COUNT = 3
 
 
-def worker() -> ThreadPoolExecutor:
+def _worker() -> ThreadPoolExecutor:
     """One thread, which runs what it is given in order. PyTorch takes no more threads there: the others are busy."""
     return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def ahead(items: Iterable[T], count: int = 3) -> Generator[T]:
+def ahead(items: Iterable[T], count: int = _COUNT) -> Generator[T]:
     """``items``, made in a thread of their own, ``count`` of them before they are asked for."""
     iterator = iter(items)
-    with worker() as thread:
+    with _worker() as thread:
         made = deque(thread.submit(next, iterator, _END) for _ in range(count))
         while (item := made.popleft().result()) is not _END:
             made.append(thread.submit(next, iterator, _END))
             yield item  # type: ignore[misc]
+
+
+@contextmanager
+def behind(count: int = _COUNT) -> Iterator[Callable[[Callable[[], object]], None]]:
+    """A function that has others called in a thread of their own, in order; it waits while ``count`` are not done.
+
+    What they raise is raised by a later call, or at the end, when all are done.
+    """
+    waiting: deque[Future[object]] = deque()
+
+    def later(work: Callable[[], object]) -> None:
+        if len(waiting) == count:
+            waiting.popleft().result()
+        waiting.append(thread.submit(work))
+
+    with _worker() as thread:
+        yield later
+        while waiting:
+            waiting.popleft().result()

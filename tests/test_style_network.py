@@ -1,0 +1,74 @@
+"""The frozen VGG-19 of style transfer has the features and the gradient of the whole one, and keeps less."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from artkernels.models.vgg import LAYERS, VGG19
+from artkernels.recipes.style_network import walk
+from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS
+
+LOOKED_AT = [*STYLE_LAYERS, CONTENT_LAYER]
+
+
+def slim_vgg(pooling: str) -> VGG19:
+    """With a sixteenth of the channels, at random."""
+    torch.manual_seed(3)
+    vgg, channels = VGG19(pooling=pooling), 3
+    for index, module in enumerate(vgg.features):
+        if isinstance(module, nn.Conv2d):
+            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
+            channels = module.out_channels // 16
+    return vgg.requires_grad_(False)
+
+
+def kept_by_autograd(vgg: VGG19, picture: Tensor) -> list[Tensor]:
+    """What is kept of each feature map for the backward pass."""
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 4 and tensor.shape[0] == 1 and tensor.numel() > 3:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        list(walk(vgg, picture, LOOKED_AT))
+    return kept
+
+
+@pytest.mark.parametrize("layers", [LOOKED_AT, LAYERS, ["relu1_2", "relu3_3"], ["relu5_4"]], ids=lambda x: x[-1])
+@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize("size", [(32, 48), (53, 71)])
+def test_features_and_gradient_are_those_of_the_network(size, pooling, layers):
+    vgg = slim_vgg(pooling).double()
+    ours, theirs = (torch.rand(1, 3, *size, dtype=torch.float64) for _ in range(2))
+    theirs = ours.clone().requires_grad_()
+    ours.requires_grad_()
+    features, expected = dict(walk(vgg, ours, layers)), vgg(theirs, layers)
+    assert list(features) == list(expected)
+    for layer, value in expected.items():
+        torch.testing.assert_close(features[layer], value)
+    for found in (features, expected):
+        torch.stack([value.square().sum() + value.sin().sum() for value in found.values()]).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_of_layers_that_nobody_looks_at_a_byte_a_feature_is_kept():
+    picture = torch.rand(1, 3, 32, 48, requires_grad=True)
+    kept = kept_by_autograd(slim_vgg("average"), picture)
+    shapes = {dtype: [tuple(t.shape[1:]) for t in kept if t.dtype == dtype] for dtype in (torch.bool, torch.float32)}
+    maps = [(4, 32, 48), (8, 16, 24), (16, 8, 12), (32, 4, 6), (32, 4, 6), (32, 2, 3)]
+    assert shapes[torch.float32] == maps  # of relu1_1, 2_1, 3_1, 4_1, 4_2 and 5_1
+    assert shapes[torch.bool] == [(4, 32, 48), (8, 16, 24), *[(16, 8, 12)] * 3, *[(32, 4, 6)] * 2]
+
+
+def test_without_gradients_nothing_is_kept():
+    assert kept_by_autograd(slim_vgg("average"), torch.rand(1, 3, 32, 48)) == []
+
+
+def test_a_second_derivative_is_refused():
+    picture = torch.rand(1, 3, 32, 32, requires_grad=True)
+    *_, (_, features) = walk(slim_vgg("average"), picture, ["relu1_2"])
+    (gradient,) = torch.autograd.grad(features.square().sum(), picture, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
