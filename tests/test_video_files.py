@@ -150,6 +150,13 @@ def test_what_the_header_says_is_told(clips):
     assert clips("raw.h264").count() is None
 
 
+def test_a_clock_is_not_taken_for_a_rate(tmp_path):
+    times = [Fraction(index * index, 500) for index in range(20)]
+    clip = Clip(write_clip(tmp_path / "uneven.ts", numbered(20), times=times, format="mpegts"))
+    assert clip.rate <= 1000
+    assert clip.count() < 100
+
+
 def test_time_is_counted_from_where_the_sound_begins_if_the_picture_begins_later(tmp_path):
     begins = [Fraction(1, 2) + Fraction(index, 25) for index in range(20)]
     path = write_clip(tmp_path / "late.mkv", numbered(20), times=begins, sound=("flac", tone(1)))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from artkernels.training.signals import on_signals
 from artkernels.video import Clip, Job, Section
 
 __all__ = ["frame_of", "is_clip", "paint_clip"]
@@ -30,9 +31,21 @@ def frame_of(clip: Clip) -> Tensor:
 def paint_clip(job: Job, clip: Clip, section: Section, output: Path) -> None:
     """Paint a clip, or go on with it, and say how it went; the others are what ``job`` was made of."""
     total = clip.count(section.start, section.end, section.fps)
+    told: list[int] = []
+
+    def stop(signal: int) -> None:
+        told.append(signal)
+        raise KeyboardInterrupt
+
+    def on_frame() -> None:
+        bar.update()
+        if told:  # what was raised then was lost, as it is in a callback of the garbage collector
+            raise KeyboardInterrupt
+
     with tqdm(total=total, initial=job.frames, desc=clip.path.name, unit="frame", disable=None) as bar:
         try:
-            flicker = job.run(lambda: bar.update())
+            with on_signals(stop):
+                flicker = job.run(on_frame)
         except KeyboardInterrupt:
             if job.folder.exists():
                 kept = f"what is painted is kept in {job.folder}, the same command goes on from there"

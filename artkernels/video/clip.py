@@ -33,6 +33,7 @@ _MARGINS = 0, 2, 20  # seconds before a frame to look for the key frame: where i
 _ROUNDING = Fraction(3, 5)  # of a tick, a little more than half: some files were rounded more than once
 _UNNOTICED = Fraction(1, 4)  # seconds that may be missing at the end: headers are not that exact
 _USUAL_RATE = Fraction(25)  # of streams that have no container and tell none
+_HIGHEST_RATE = 1000  # frames a second; transport streams of a variable rate tell that of their clock, 90000
 
 
 class Frame(NamedTuple):
@@ -83,7 +84,8 @@ class Clip:
         with opened(path) as container:
             stream = _video_stream(container, path)
             sound = next(iter(container.streams.audio), None)
-            self.rate: Fraction = stream.average_rate or stream.guessed_rate or _USUAL_RATE
+            told = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= _HIGHEST_RATE)
+            self.rate: Fraction = next(told, _USUAL_RATE)
             self.has_audio = sound is not None
             self._guessed = container.format.name in _GUESSED
             self._tick: Fraction = stream.time_base or Fraction(1, 1_000_000)
