@@ -33,7 +33,6 @@ class VideoCase:
     """A clip of some size; see Case."""
 
     side: int
-    name = "fast-style"
     op = "video"
     passes: tuple[Pass, ...] = ("inference",)
     layouts = ("contiguous",)
@@ -43,8 +42,12 @@ class VideoCase:
     threads = 0
 
     @property
+    def name(self) -> str:
+        return f"fast-style-{self.side}"
+
+    @property
     def title(self) -> str:
-        return f"{self.name}, {_FRAMES} frames"
+        return f"fast-style, {_FRAMES} frames"
 
     @property
     def shape(self) -> tuple[int, ...]:
