@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from torch import nn
 
 from artkernels import cli, images
-from artkernels.models import VGG19, AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
+from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_vgg import random_vgg
 
 pytestmark = pytest.mark.cpu_only
 
@@ -199,18 +202,8 @@ def folder(tmp_path, monkeypatch, networks) -> Path:
         Image.effect_noise((50, 41), 80).convert("RGB").save(tmp_path / name)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["artkernels.cli.stylize"], "load_vgg19", slim_vgg)
+    monkeypatch.setattr(sys.modules["artkernels.cli.stylize"], "load_vgg19", lambda *_, **__: random_vgg(slim=True))
     return tmp_path
-
-
-def slim_vgg(path: Path | None, pooling: str) -> VGG19:
-    """VGG-19 with a sixteenth of the channels, of weights by chance."""
-    vgg, channels = VGG19(pooling=pooling), 3
-    for index, module in enumerate(vgg.features):
-        if isinstance(module, nn.Conv2d):
-            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
-            channels = module.out_channels // 16
-    return vgg.requires_grad_(False)
 
 
 def stylize(method: str, photos: list[str], styles: list[str], *options: str) -> int:

@@ -1,25 +1,21 @@
 """The frozen VGG-19 of style transfer has the features and the gradient of the whole one, and keeps less."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkernels.models.vgg import LAYERS, VGG19
 from artkernels.recipes.style_network import walk
 from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_vgg import random_vgg
+
 LOOKED_AT = [*STYLE_LAYERS, CONTENT_LAYER]
-
-
-def slim_vgg(pooling: str) -> VGG19:
-    """With a sixteenth of the channels, at random."""
-    torch.manual_seed(3)
-    vgg, channels = VGG19(pooling=pooling), 3
-    for index, module in enumerate(vgg.features):
-        if isinstance(module, nn.Conv2d):
-            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
-            channels = module.out_channels // 16
-    return vgg.requires_grad_(False)
 
 
 def kept_by_autograd(vgg: VGG19, picture: Tensor) -> list[Tensor]:
@@ -40,7 +36,7 @@ def kept_by_autograd(vgg: VGG19, picture: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("pooling", ["average", "max"])
 @pytest.mark.parametrize("size", [(32, 48), (53, 71)])
 def test_features_and_gradient_are_those_of_the_network(size, pooling, layers):
-    vgg = slim_vgg(pooling).double()
+    vgg = random_vgg(pooling, slim=True).double()
     ours, theirs = (torch.rand(1, 3, *size, dtype=torch.float64) for _ in range(2))
     theirs = ours.clone().requires_grad_()
     ours.requires_grad_()
@@ -55,7 +51,7 @@ def test_features_and_gradient_are_those_of_the_network(size, pooling, layers):
 
 def test_of_layers_that_nobody_looks_at_a_byte_a_feature_is_kept():
     picture = torch.rand(1, 3, 32, 48, requires_grad=True)
-    kept = kept_by_autograd(slim_vgg("average"), picture)
+    kept = kept_by_autograd(random_vgg(slim=True), picture)
     shapes = {dtype: [tuple(t.shape[1:]) for t in kept if t.dtype == dtype] for dtype in (torch.bool, torch.float32)}
     maps = [(4, 32, 48), (8, 16, 24), (16, 8, 12), (32, 4, 6), (32, 4, 6), (32, 2, 3)]
     assert shapes[torch.float32] == maps  # of relu1_1, 2_1, 3_1, 4_1, 4_2 and 5_1
@@ -63,12 +59,12 @@ def test_of_layers_that_nobody_looks_at_a_byte_a_feature_is_kept():
 
 
 def test_without_gradients_nothing_is_kept():
-    assert kept_by_autograd(slim_vgg("average"), torch.rand(1, 3, 32, 48)) == []
+    assert kept_by_autograd(random_vgg(slim=True), torch.rand(1, 3, 32, 48)) == []
 
 
 def test_a_second_derivative_is_refused():
     picture = torch.rand(1, 3, 32, 32, requires_grad=True)
-    *_, (_, features) = walk(slim_vgg("average"), picture, ["relu1_2"])
+    *_, (_, features) = walk(random_vgg(slim=True), picture, ["relu1_2"])
     (gradient,) = torch.autograd.grad(features.square().sum(), picture, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

@@ -1,12 +1,14 @@
 """A frame of a video stays close to the painting before it, wherever that still shows the same."""
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkernels.models.vgg import VGG19
 from artkernels.recipes import style_transfer
@@ -15,19 +17,16 @@ from artkernels.recipes.style_memory import Footprint
 from artkernels.recipes.style_objective import Objective, TiledObjective, Weights
 from artkernels.recipes.style_transfer import Previous, Progress, Settings, stylize
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_vgg import random_vgg
+
 QUICK = Settings(size=64, steps=4, optimizer="adam", seed=5)
 
 
 @pytest.fixture(scope="module")
 def vgg() -> VGG19:
-    """With a sixteenth of the channels, at random."""
-    torch.manual_seed(3)
-    vgg, channels = VGG19(pooling="average"), 3
-    for index, module in enumerate(vgg.features):
-        if isinstance(module, nn.Conv2d):
-            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
-            channels = module.out_channels // 16
-    return vgg.requires_grad_(False)
+    return random_vgg(slim=True)
 
 
 @pytest.fixture

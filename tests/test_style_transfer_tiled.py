@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from artkernels.errors import UserError
 from artkernels.models.vgg import VGG19
@@ -17,19 +17,12 @@ from artkernels.recipes.style_objective import CONTENT_LAYER, STYLE_LAYERS, Obje
 from artkernels.recipes.style_tiles import Reach, reach, spans
 from artkernels.recipes.style_transfer import Settings, check, stylize
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from random_vgg import random_vgg
+
 WEIGHTS = Weights(content=1, style=10, tv=6)
 SIZES = [((96, 128), 64), ((101, 147), 48), ((299, 67), 16), ((83, 85), 1), ((40, 410), 80)]
-
-
-def random_vgg(pooling: str = "average", *, slim: bool = False) -> VGG19:
-    """Its weights don't matter, its layers do; slim: with a sixteenth of the channels."""
-    torch.manual_seed(3)
-    vgg, channels = VGG19(pooling=pooling), 3
-    for index, module in enumerate(vgg.features):
-        if slim and isinstance(module, nn.Conv2d):
-            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
-            channels = module.out_channels // 16
-    return vgg.requires_grad_(False)
 
 
 def pictures(height: int, width: int, channels: int = 3, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -16,7 +16,8 @@ from artkernels.video import AdaINFrames, Before, Motion, NetworkFrames, Optimis
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from video_frames import moving_noise, slim_vgg
+from random_vgg import random_vgg
+from video_frames import moving_noise
 
 pytestmark = pytest.mark.cpu_only
 
@@ -133,11 +134,11 @@ class TestOptimised:
     settings = Settings(size=48, steps=6)
 
     def frames(self, consistency: float) -> OptimisedFrames:
-        return OptimisedFrames(slim_vgg(), styles(), self.settings, None, consistency)
+        return OptimisedFrames(random_vgg(slim=True), styles(), self.settings, None, consistency)
 
     def test_the_first_frame_and_every_one_without_consistency_are_painted_as_photographs(self):
         frames = moving_noise(2, 36, 48)
-        wanted = [stylize(frame, styles(), slim_vgg(), self.settings) for frame in frames]
+        wanted = [stylize(frame, styles(), random_vgg(slim=True), self.settings) for frame in frames]
         torch.testing.assert_close(self.frames(0.7).paint(frames[0], None).picture, wanted[0])
         first, move = wanted[0], motion(*frames)
         after = self.frames(0.0).paint(frames[1], Before(first, move))

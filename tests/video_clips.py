@@ -1,10 +1,18 @@
-"""Small videos to read, of any codec and container, written with PyAV."""
+"""Small videos for tests, of any codec and container, and what a player makes of a video."""
 
 from fractions import Fraction
 
 import av
 import numpy as np
+import torch
 
+from artkernels.video.encoding import Encoder
+
+FILM = Fraction(24000, 1001)
+UNEVEN = [Fraction(index, 25) + Fraction(index * index % 7, 1000) for index in range(60)]  # seconds, whole milliseconds
+COLOURS = [(1.0, 0.0, 0.0), (0.0, 0.8, 0.1), (0.1, 0.2, 0.9), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.5, 0.5, 0.5)]
+BT709, BT601, UNMARKED = 1, 6, 2
+LIMITED, FULL = 1, 2
 RATE = Fraction(25)
 SAMPLES = 48_000  # a second
 
@@ -58,6 +66,17 @@ def write_clip(
         if sound is not None:
             _write_sound(container, audio, *sound)
     return path
+
+
+def written(path, frames, rate=Fraction(25)):
+    with Encoder(path, rate) as encoder:
+        for time, picture in frames:
+            encoder.add(time, picture)
+    return path
+
+
+def grey(level, height=48, width=64):
+    return torch.full((3, height, width), level)
 
 
 def shown(path):

@@ -1,15 +1,14 @@
-"""Frames for the tests of videos, and a network to look at them with."""
+"""Frames for the tests of videos."""
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as TF
-from torch import Tensor, nn
+from torch import Tensor
 
-from artkernels.models import VGG19
 from artkernels.video import Clip
 
-__all__ = ["assert_same_video", "moving_noise", "slim_vgg"]
+__all__ = ["assert_same_video", "moving_noise"]
 
 
 def assert_same_video(found: Path, wanted: Path) -> None:
@@ -27,14 +26,3 @@ def moving_noise(count: int, height: int, width: int, step: int = 2) -> list[Ten
     texture = TF.interpolate(coarse, scale_factor=4, mode="bicubic")
     frames = [texture[..., :height, step * k : step * k + width] for k in range(count)]
     return [(frame + 0.03 * torch.randn(frame.shape, generator=generator)).clamp(0, 1) for frame in frames]
-
-
-def slim_vgg() -> VGG19:
-    """VGG-19's layers, with random weights and a sixteenth of the channels."""
-    torch.manual_seed(3)
-    vgg, channels = VGG19(pooling="average"), 3
-    for index, module in enumerate(vgg.features):
-        if isinstance(module, nn.Conv2d):
-            vgg.features[index] = nn.Conv2d(channels, module.out_channels // 16, 3, padding=1)
-            channels = module.out_channels // 16
-    return vgg.requires_grad_(False)
