@@ -1,13 +1,31 @@
-"""Files that are written whole or not at all, and the reasons why one cannot be written, before the work for it."""
+"""Files that are written whole or not at all, and the reasons why one cannot be read, or written, in a sentence."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from artkernels.errors import UserError
 
-__all__ = ["check_writable", "whole_or_not_at_all"]
+__all__ = ["check_writable", "readable", "whole_or_not_at_all"]
+
+
+@contextmanager
+def readable(path: Path | zipfile.Path, needed: str) -> Iterator[None]:
+    """For a block that reads ``path``, ``needed`` being what must be there ("a picture").
+
+    Raises:
+        UserError: it is missing, a folder, or not to be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder, {needed} is needed") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it") from error
 
 
 def check_writable(path: Path) -> None:

@@ -68,14 +68,10 @@ def opened(path: Path | zipfile.Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large, or odd in its metadata: what matters is an error
-            with path.open("rb") as file, Image.open(file) as picture:
+            with files.readable(path, "a picture"), path.open("rb") as file, Image.open(file) as picture:
                 yield picture
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder, a picture is needed") from error
-    except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it") from error
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not a picture, or of a kind that cannot be read") from error
     except _UnknownRangeError as error:

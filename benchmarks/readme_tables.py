@@ -69,23 +69,8 @@ VIEWS = {
     "training": View("training", "recipe", POOLED, {"a step": ("step",)}),
 }
 
-
-@dataclass(frozen=True)
-class MemoryView:
-    """What a table of peak memory shows: a line for each case and input of a group, a column for each candidate.
-
-    Attributes:
-        op: the group.
-        label: title of the first column.
-        file: the results.
-    """
-
-    op: str
-    label: str
-    file: str
-
-
-MEMORY_VIEWS = {"style_memory": MemoryView("style_memory", "memory of", "style_memory.json")}
+MEMORY_VIEWS = {"style_memory": "style_memory.json"}
+"""Tables of peak memory: the group -> its results."""
 
 Line = dict[str, Row]  # title of a column -> the row
 
@@ -141,18 +126,19 @@ def table(view: View, load: Callable[[str], Results]) -> str:
     return f"{made}\n\n{' '.join([*sources, *notes])}\n"
 
 
-def memory_table(view: MemoryView, load: Callable[[str], Results]) -> str:
-    """The same of a table of peak memory: bytes, and of the others how many times ours."""
-    results = load(view.file)
-    rows = [row for row in results.rows if row.op == view.op]
+def memory_table(op: str, load: Callable[[str], Results]) -> str:
+    """The same of a table of peak memory: a column for each candidate, of the others also how many times ours."""
+    file = MEMORY_VIEWS[op]
+    results = load(file)
+    rows = [row for row in results.rows if row.op == op]
     if not rows:
-        raise UserError(f"{view.file}: no row of {view.op}, the README shows some")
+        raise UserError(f"{file}: no row of {op}, the README shows some")
     names = max((list(row.memory) for row in rows), key=len)  # not every candidate has a row for every input
     lines = [
         [Cell(row.title), Cell(input_text(row)), *(_memory(row, name) for name in names)]
         for row in sorted(rows, key=lambda row: row.case)
     ]
-    made = markdown(Table([view.label, "picture", *names], lines, labels=2))
+    made = markdown(Table(["memory of", "picture", *names], lines, labels=2))
     return f"{made}\n\n{_source(results, rows)}\n"
 
 
@@ -208,7 +194,7 @@ def rewritten(readme: str, load: Callable[[str], Results]) -> str:
     def made(match: re.Match[str]) -> str:
         head, name, end = match.groups()
         if name in MEMORY_VIEWS:
-            return f"{head}\n{memory_table(MEMORY_VIEWS[name], load)}\n{end}"
+            return f"{head}\n{memory_table(name, load)}\n{end}"
         if name not in VIEWS:
             names = ", ".join([*VIEWS, *MEMORY_VIEWS])
             raise UserError(f"README table {name}: no such table, one of {names} is needed")

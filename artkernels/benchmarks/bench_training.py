@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from artkernels.benchmarks.case import Candidate, Setting
+from artkernels.benchmarks.case import Candidate, OfSystem, Setting
 from artkernels.benchmarks.results import EAGER, OURS, Pass
 from artkernels.drawing import draw_set
 
@@ -27,7 +27,7 @@ _PICTURES = "PICTURES"  # in options, the folder that a case makes
 
 
 @dataclass(frozen=True)
-class RecipeCase:
+class RecipeCase(OfSystem):
     """A recipe with some options; see Case."""
 
     name: str
@@ -36,11 +36,6 @@ class RecipeCase:
     options: dict[str, str] = field(default_factory=dict)
     op = "training"
     passes: tuple[Pass, ...] = ("step",)
-    layouts = ("contiguous",)
-    dtypes = ("float32",)
-    quick = False
-    axis = ""
-    threads = 0
 
     @property
     def title(self) -> str:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import artkernels
 from artkernels import images
-from artkernels.benchmarks.case import Candidate, Setting
+from artkernels.benchmarks.case import Candidate, OfSystem, Setting
 from artkernels.benchmarks.results import EAGER, OURS, Pass
 from artkernels.drawing import draw_set
 from artkernels.models import TransformerNet
@@ -29,17 +29,12 @@ _CONSISTENCY = 0.7  # the command's default
 
 
 @dataclass(frozen=True)
-class VideoCase:
+class VideoCase(OfSystem):
     """A clip of some size; see Case."""
 
     side: int
     op = "video"
     passes: tuple[Pass, ...] = ("inference",)
-    layouts = ("contiguous",)
-    dtypes = ("float32",)
-    quick = False
-    axis = ""
-    threads = 0
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artkernels.benchmarks.results import Pass
 
-__all__ = ["LAYOUTS", "Candidate", "Case", "Setting"]
+__all__ = ["LAYOUTS", "Candidate", "Case", "OfSystem", "Setting"]
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -48,6 +48,16 @@ class Candidate:
 
     call: Callable[[], object]
     results: Callable[[], tuple[list[Tensor], list[Tensor]]]
+
+
+class OfSystem:
+    """What is alike in cases of whole systems, such as a step of training; see Case."""
+
+    layouts = ("contiguous",)
+    dtypes = ("float32",)
+    quick = False
+    axis = ""
+    threads = 0
 
 
 class Case(Protocol):

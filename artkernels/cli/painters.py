@@ -79,11 +79,11 @@ def by_optimisation(
                 max_memory=max_memory,
             )
 
-    def check_picture(picture: Tensor) -> None:
-        check(picture, paintings, network, settings, tile=tile, max_memory=max_memory)
+    def check_picture(picture: Tensor, what: str = "photograph") -> None:
+        check(picture, paintings, network, settings, what, tile=tile, max_memory=max_memory)
 
     def frames(picture: Tensor, consistency: float) -> FramePainter:
-        check_picture(picture)
+        check_picture(picture, "video")
         return OptimisedFrames(network, paintings, settings, shares, consistency, tile, max_memory)
 
     return Painter({"style_shares": shares, **asdict(settings)}, check_picture, paint, frames)
@@ -167,7 +167,7 @@ def _progress_bar(made_with: dict[str, Any]) -> Iterator[OnProgress]:
 def _check_frame(picture: Tensor, size: int, device: torch.device, tile: TileSide, max_memory: int | None) -> None:
     if isinstance(tile, int):
         raise UserError("--tile is for pictures: a trained network paints the frames of a video at once")
-    feed_forward.check(picture, size, device, "frame", max_memory=max_memory)
+    feed_forward.check(picture, size, device, "video", max_memory=max_memory)
 
 
 def _settings(trained: Trained, size: int) -> dict[str, Any]:

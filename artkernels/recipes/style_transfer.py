@@ -260,19 +260,23 @@ def check(
     styles: Sequence[Tensor],
     vgg: VGG19,
     settings: Settings,
+    what: str = "photograph",
     *,
     tile: TileSide = "auto",
     max_memory: int | None = None,
     previous: Previous | None = None,
 ) -> None:
-    """Raise the error that :func:`stylize` would raise for the pictures' shapes or for want of memory."""
+    """Raise the error that :func:`stylize` would raise for the pictures' shapes or for want of memory.
+
+    ``what`` is what ``photo`` is, for the message; the others are as :func:`stylize` has them.
+    """
     if isinstance(tile, int) and tile < 1:
         raise UserError(f"the side of a tile must be at least 1 pixel, got {tile}")
-    for what, image in [("photograph", photo), *(("style picture", style) for style in styles)]:
+    for name, image in [(what, photo), *(("style picture", style) for style in styles)]:
         height, width = scaled(image, settings.size)
         if min(height, width) < _SMALLEST_SIDE:
             raise UserError(
-                f"the {what} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
+                f"the {name} would be {width}x{height} pixels, and its shorter side must be at least {_SMALLEST_SIDE}: "
                 "choose a larger size"
             )
     if previous is not None:

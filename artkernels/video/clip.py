@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from artkernels import files
 from artkernels.errors import UserError
 from artkernels.video.pixels import ToRGB
 
@@ -307,16 +308,11 @@ def opened(path: Path) -> InputContainer:
     """
     import av
 
-    try:
+    with files.readable(path, "a video"):
         path.open("rb").close()
+    try:
         # "file:", so that a name with a colon is not taken for a protocol
         container = av.open(f"file:{path}", metadata_errors="replace")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder, a video is needed") from error
-    except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it") from error
     except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: not a video, or damaged or incomplete") from error
     if container.format.name in _STILLS or container.format.name.endswith("_pipe"):

@@ -24,6 +24,9 @@ from artkernels.video.flow import Motion, warp
 
 __all__ = ["AdaINFrames", "Before", "FramePainter", "NetworkFrames", "OptimisedFrames", "Painted"]
 
+# Of the distance to the painting before, at a consistency of one half: 233 at the command's 0.7. At 300 the second of
+# two frames was 0.011 away from the first, painted by itself 0.057, at 2 % more of the style loss; from 1000 on specks
+# stay at the edges of what came into view.
 _TEMPORAL_WEIGHT = 100.0
 
 
