@@ -100,7 +100,8 @@ def test_files_that_are_no_pictures_are_reported_by_name_and_left_out(folder):
     reports: list[str] = []
     pictures = Pictures(folder, 16, report=reports.append)
     assert len(pictures) == 11
-    assert sorted(reports) == [f"{folder}/cats/empty.jpg: not a picture", f"{folder}/text.png: not a picture"]
+    reason = "not a picture, or of a kind that cannot be read"
+    assert sorted(reports) == [f"{folder}/cats/empty.jpg: {reason}", f"{folder}/text.png: {reason}"]
 
 
 # ---- one picture -----------------------------------------------------------------------------------------------------
