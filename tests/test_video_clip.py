@@ -1,5 +1,6 @@
 """A clip is read as a player shows it: its frames, their times and colours; and what is broken is told."""
 
+import itertools
 import os
 import sys
 from fractions import Fraction
@@ -397,6 +398,24 @@ def test_time_stamps_that_go_back_lose_no_frame(tmp_path):
     assert indices(frames, 10) == 2 * list(range(10))
     assert times(frames) == [Fraction(index, 25) for index in range(20)]
     assert clip.damage == [f"{path}: some of its frames have no time of their own, put after the one before"]
+    for first in (5, 10, 14):
+        rest = list(clip.frames(first=Fraction(first, 25)))
+        assert times(rest) == times(frames)[first:]
+        assert all(torch.equal(one.picture, other.picture) for one, other in zip(rest, frames[first:], strict=True))
+    assert times(list(clip.frames(Fraction(15, 25)))) == times(frames)[15:]  # where the header has the end of one part
+
+
+def test_frames_too_close_for_any_clock_are_shown_one_after_the_other(tmp_path):
+    near = [Fraction(0), Fraction(1, 25), Fraction(1, 25) + Fraction(4, 10**6), Fraction(3, 25)]
+    tick = Fraction(1, 10**6)
+    path = write_clip(tmp_path / "clip.mov", numbered(4), times=near, options={"bf": "0"}, tick=tick)
+    clip = Clip(path)
+    frames = list(clip.frames())
+    assert indices(frames, 4) == [0, 1, 2, 3]
+    assert min(later - earlier for earlier, later in itertools.pairwise(times(frames))) >= Fraction(1, 10_000)
+    assert clip.damage == [f"{path}: some of its frames have no time of their own, put after the one before"]
+    written(tmp_path / "again.mp4", [(frame.time, frame.picture / 255) for frame in frames])
+    assert indices(list(Clip(tmp_path / "again.mp4").frames()), 4) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "raw.h264", "mpeg4.avi"])

@@ -4,6 +4,8 @@ import errno
 import json
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from artkernels.errors import UserError
 from artkernels.video import Before, Clip, Encoder, Job, Painted, Section
-from artkernels.video.threads import behind
+from artkernels.video.threads import ahead, behind
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -126,6 +128,7 @@ def test_a_job_that_lost_its_last_part_half_written_goes_on(clip):
 def test_a_job_that_was_killed_before_anything_was_kept_binds_nobody(clip):
     folder = clip.path.with_name("out.mp4.part")
     folder.mkdir()
+    (folder / "lock").touch()
     (folder / ".00000.mp4.1.tmp").write_bytes(b"half a part")
     job(clip, Averages(), strength=4).run(lambda: None)
     assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "out.mp4"}
@@ -158,14 +161,48 @@ def test_a_job_is_refused_while_another_process_is_at_work_on_it(clip):
     assert len(times(clip.path.with_name("out.mp4"))) == 18
 
 
-@pytest.mark.parametrize("damaged", ["state.pt", "00001.mp4"])
-def test_a_folder_whose_content_is_damaged_is_refused_in_a_sentence(clip, damaged):
+def test_a_job_goes_on_with_what_another_run_has_painted_since_it_was_made(clip):
+    painter = Averages(9)
+    first, second = job(clip, painter), job(clip, Averages())
+    with pytest.raises(KeyboardInterrupt):
+        first.run(lambda: None)
+    painter._stop_at = None
+    first.run(lambda: None)  # the same object, once more
+    assert painter.painted == 8 + 1 + 10
+    assert len(times(clip.path.with_name("out.mp4"))) == 18
+    second.run(lambda: None)  # made when nothing was kept, as nothing is now
+    assert len(times(clip.path.with_name("out.mp4"))) == 18
+    assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "out.mp4"}
+
+
+def test_a_folder_of_somebody_else_is_left_alone(clip):
+    folder = clip.path.with_name("out.mp4.part")
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"out\.mp4\.part: a folder of that name, and not of a video"):
+        job(clip, Averages()).run(lambda: None)
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_what_was_found_broken_before_a_stop_is_told_after_it(clip):
+    clip.note("a part of it is broken")
+    with pytest.raises(KeyboardInterrupt):
+        job(clip, Averages(9)).run(lambda: None)
+    again = Clip(clip.path)
+    assert not again.damage
+    job(again, Averages()).run(lambda: None)
+    assert again.damage == [f"{clip.path}: a part of it is broken"]
+
+
+@pytest.mark.parametrize(("damaged", "left"), [("state.pt", 100), ("00001.mp4", 1000), ("00001.mp4", None)])
+def test_a_folder_whose_content_is_damaged_is_refused_in_a_sentence(clip, damaged, left):
     with pytest.raises(KeyboardInterrupt):
         job(clip, Averages(9)).run(lambda: None)
     file = clip.path.with_name("out.mp4.part") / damaged
+    data = file.read_bytes()
     file.unlink()
-    if damaged == "state.pt":
-        file.write_bytes(b"no state")
+    if left is not None:
+        file.write_bytes(data[:left])
     with pytest.raises(UserError, match=r"out\.mp4\.part: what was painted cannot be read: delete that folder"):
         job(clip, Averages())
 
@@ -239,6 +276,17 @@ def test_a_job_begun_with_other_settings_or_another_clip_is_refused_until_it_is_
         job(clip, Averages())
 
 
+def test_a_job_whose_other_inputs_have_changed_is_refused(clip):
+    style, output = clip.path.with_name("style.png"), clip.path.with_name("out.mp4")
+    style.write_bytes(b"one painting")
+    with pytest.raises(KeyboardInterrupt):
+        Job(clip, Averages(5), output, Section(size=64), MADE_WITH, [style]).run(lambda: None)
+    Job(clip, Averages(), output, Section(size=64), MADE_WITH, [style])
+    style.write_bytes(b"another painting")
+    with pytest.raises(UserError, match=r"begun with another .*style\.png \("):
+        Job(clip, Averages(), output, Section(size=64), MADE_WITH, [style])
+
+
 def test_a_section_without_frames_is_refused_and_leaves_nothing(clip):
     cases = {100: "0.72 seconds long", Fraction(7001, 10000): "no frame begins", Fraction(49, 100): "has no frames"}
     for start, words in cases.items():
@@ -275,6 +323,29 @@ def test_a_section_that_cannot_be_is_refused(values, words):
 
 
 def test_painting_in_another_thread_s_company_changes_no_number_of_threads(clip):
-    before = torch.get_num_threads()
+    def of_new_thread() -> int:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads(), of_new_thread()
     job(clip, Averages()).run(lambda: None)
-    assert torch.get_num_threads() == before
+    assert (torch.get_num_threads(), of_new_thread()) == before
+
+
+def test_what_is_made_ahead_and_not_wanted_any_more_is_not_made():
+    made: list[int] = []
+    asked, go_on = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        for index in range(10):
+            made.append(index)
+            yield index
+            asked.set()
+            go_on.wait(10)
+
+    one_by_one = ahead(items())
+    assert next(one_by_one) == 0
+    asked.wait(10)  # the second is being made
+    threading.Timer(0.05, go_on.set).start()
+    one_by_one.close()
+    assert made == [0, 1]

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from artkernels.training.signals import on_signals
-from artkernels.video import Clip, Job, Section
+from artkernels.video import Clip, Job
 
 __all__ = ["frame_of", "is_clip", "paint_clip"]
 
@@ -28,8 +28,9 @@ def frame_of(clip: Clip) -> Tensor:
     return torch.zeros(1, 1, 1, 1).expand(1, 3, clip.height, clip.width)
 
 
-def paint_clip(job: Job, clip: Clip, section: Section, output: Path) -> None:
-    """Paint a clip, or go on with it, and say how it went; the others are what ``job`` was made of."""
+def paint_clip(job: Job) -> None:
+    """Paint a clip, or go on with it, and say how it went."""
+    clip, section = job.clip, job.section
     total = clip.count(section.start, section.end, section.fps)
     told: list[int] = []
 
@@ -51,8 +52,9 @@ def paint_clip(job: Job, clip: Clip, section: Section, output: Path) -> None:
                 kept = f"what is painted is kept in {job.folder}, the same command goes on from there"
                 bar.write(f"artkernels: {kept}", file=sys.stderr)
             raise
-    for sentence in clip.damage:
-        print(f"artkernels: {sentence}", file=sys.stderr)
-    print(output)
+        finally:
+            for sentence in clip.damage:
+                bar.write(f"artkernels: {sentence}", file=sys.stderr)
+    print(job.output)
     if flicker is not None:
         print(f"flicker {flicker.painted:.4f} (the clip itself {flicker.clip:.4f})")

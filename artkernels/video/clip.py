@@ -32,6 +32,7 @@ _STILLS = {"ico", "image2", "tty"}  # beside "..._pipe": FFmpeg calls a picture,
 _GUESSED = {"avi", "mpeg"}  # containers that do not tell when each frame is shown: FFmpeg guesses from the beginning on
 _MARGINS = 0, 2, 20  # seconds before a frame to look for the key frame: where it is is not written in every file
 _ROUNDING = Fraction(3, 5)  # of a tick, a little more than half: some files were rounded more than once
+_CLOSEST = Fraction(1, 10_000)  # seconds from a frame to the next: less is an error, and more than MP4's clock can tell
 _UNNOTICED = Fraction(1, 4)  # seconds that may be missing at the end: headers are not that exact
 _USUAL_RATE = Fraction(25)  # of streams that have no container and tell none
 _HIGHEST_RATE = 1000  # frames a second; transport streams of a variable rate tell that of their clock, 90000
@@ -78,6 +79,8 @@ class Clip:
 
     def __init__(self, path: Path) -> None:
         require_av()
+        from av.format import Flags
+
         self.path = path
         self.damage: list[str] = []
         self.origin = self._first = self._delay = Fraction(0)
@@ -89,6 +92,8 @@ class Clip:
             self.rate: Fraction = next(told, _USUAL_RATE)
             self.has_audio = sound is not None
             self._guessed = container.format.name in _GUESSED
+            # Of transport streams, joined or cut from a broadcast, the times may begin anew: no seeking by them.
+            self._jumps = self._guessed or Flags.ts_discont in Flags(container.format.flags)
             self._tick: Fraction = stream.time_base or Fraction(1, 1_000_000)
             self._frame_count = stream.frames
             begins, sound_begins = _start(stream), None if sound is None else _start(sound)
@@ -97,7 +102,7 @@ class Clip:
             first = next(self._decoded(container, stream), None)
         if first is None:
             raise UserError(f"{path}: none of its frames can be read, damaged or incomplete")
-        self.damage.clear()  # it is found again by who reads there
+        self.damage.clear()  # reading reports it again
         began = self._stamp(first.frame) or Fraction(0)
         if self._guessed and begins is not None:
             self._delay, began = began - begins, begins
@@ -146,7 +151,7 @@ class Clip:
         Raises:
             UserError: the clip ends before ``start``.
         """
-        if self._end is not None and start >= self._end and not self._guessed:
+        if self._end is not None and start >= self._end and not self._jumps:
             raise self._too_late(start, self._end)
         if first is None:
             return self._frames(Fraction(start), end, fps, some=True)
@@ -190,7 +195,7 @@ class Clip:
 
     def _shots(self, begin: Fraction) -> Iterator[_Shot]:
         """All that is shown from ``begin`` on, and something before that."""
-        for margin in () if self._guessed else _MARGINS:
+        for margin in () if self._jumps else _MARGINS:
             if begin - margin <= self._first:
                 break
             with opened(self.path) as container:
@@ -265,13 +270,13 @@ class Clip:
 
     def _timed(self, frame: VideoFrame, latest: _Shot | None) -> _Shot:
         stamp = self._stamp(frame)
-        follows = self._first if latest is None else latest.time + latest.duration
+        follows = self._first if latest is None else latest.time + max(latest.duration, _CLOSEST)
         time = follows if stamp is None else stamp - self.origin
         # Files round times to their tick; where the rate is constant the exact time is known.
         exact = self._first + round((time - self._first) * self.rate) / self.rate
         if abs(exact - time) < self._tick * _ROUNDING:
             time = exact
-        if latest is not None and time <= latest.time:
+        if latest is not None and time < latest.time + _CLOSEST:
             self.note("some of its frames have no time of their own, put after the one before")
             time = follows
         return _Shot(time, frame.duration * self._tick or 1 / self.rate, frame)

@@ -3,11 +3,11 @@
 import fcntl
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
@@ -87,6 +87,7 @@ class _Seen(NamedTuple):
 class _State:
     """How far a job has come, and what it needs of the last frame to go on."""
 
+    parts: list[int] = field(default_factory=list)  # the bytes of each
     frames: int = 0
     time: str = ""
     picture: Tensor | None = None
@@ -94,15 +95,17 @@ class _State:
     compared: int = 0
     error: float = 0.0
     clip_error: float = 0.0
+    damage: list[str] = field(default_factory=list)  # of the clip, as far as it was read
 
 
 class Job:
     """The painting of one clip.
 
     Work that is not finished is in a folder beside the output, ``OUTPUT.part``: the parts that are painted, and a
-    state, which says of which job. A job with the same clip, settings and output goes on with it; its paintings are,
-    bit for bit, those of a job that was never stopped. (Not always the file: x264 has been seen to write different
-    bytes of the same pixels.) The folder goes when the video is written.
+    state, which says of which job. A job with the same clip, settings and output goes on with it; where the painter
+    computes alike, with as many threads say, its paintings are, bit for bit, those of a job that was never stopped.
+    (Not always the file: x264 has been seen to write different bytes of the same pixels.) The folder goes when the
+    video is written.
 
     Args:
         clip: to paint.
@@ -111,6 +114,10 @@ class Job:
         section: of the clip.
         made_with: kept in the video.
         inputs: files beside the clip that the job depends on.
+
+    Attributes:
+        clip, output, section: as given.
+        folder: of what is painted, as long as the job is not finished.
 
     Raises:
         UserError: what was begun under that name is another job, or damaged; or the clip ends before the section.
@@ -125,16 +132,14 @@ class Job:
         made_with: dict[str, Any],
         inputs: Sequence[Path] = (),
     ) -> None:
-        self._clip, self._painter, self._output, self._section = clip, painter, output, section
-        self._made_with = made_with
+        self.clip, self.output, self.section = clip, output, section
+        self._painter, self._made_with = painter, made_with
         require_cv2()
         clip.frames(section.start, section.end, section.fps)  # an error if it ends before
         self.folder = output.with_name(f"{output.name}.part")
         marks = {str(path): _mark(path) for path in (clip.path, *inputs)}
         self._job: dict[str, Any] = json.loads(json.dumps({**made_with, **marks}))
-        self._state = _kept(self.folder, self._job)
-        if not all(part.exists() for part in self._parts()):
-            raise _damaged(self.folder)
+        self._state = self._kept()
 
     @property
     def frames(self) -> int:
@@ -155,6 +160,8 @@ class Job:
                 cannot be written.
         """
         with _alone_in(self.folder):
+            self._state = self._kept()  # another run may have gone on with it, or have stopped half way
+            self.clip.damage += [told for told in self._state.damage if told not in self.clip.damage]
             try:
                 with closing(ahead(self._seen())) as frames:
                     while self._paint_part(frames, on_frame):
@@ -172,13 +179,19 @@ class Job:
     def _state_file(self) -> Path:
         return self.folder / _STATE
 
-    def _parts(self) -> list[Path]:
-        """The files of what is painted."""
-        return [self._part(first) for first in range(0, self.frames, self._painter.save_every)]
+    def _kept(self) -> _State:
+        """How far the job has come."""
+        state = _read_state(self._state_file, self._job)
+        parts = map(self._part, range(len(state.parts)))
+        if not all(
+            part.exists() and part.stat().st_size == size for part, size in zip(parts, state.parts, strict=True)
+        ):
+            raise _damaged(self.folder)
+        return state
 
-    def _part(self, first: int) -> Path:
-        """The file of the frames from the ``first`` on."""
-        return self.folder / f"{first // self._painter.save_every:05d}.mp4"
+    def _part(self, index: int) -> Path:
+        """The file of some of what is painted."""
+        return self.folder / f"{index:05d}.mp4"
 
     def _paint_part(self, frames: Iterator[_Seen], on_frame: Callable[[], object]) -> bool:
         """Paint the next frames and keep them; False if there are none."""
@@ -186,11 +199,13 @@ class Job:
         first = next(some, None)
         if first is None:
             return False
-        rate = self._section.fps or self._clip.rate
-        with Encoder(self._part(self.frames), rate) as encoder, behind() as later:
+        part, rate = self._part(len(self._state.parts)), self.section.fps or self.clip.rate
+        with Encoder(part, rate) as encoder, behind() as later:
             for seen in chain([first], some):
                 later(partial(encoder.add, seen.time, self._paint(seen)))
                 on_frame()
+        self._state.parts.append(part.stat().st_size)
+        self._state.damage = list(self.clip.damage)
         state = io.BytesIO()  # since PyTorch, writing to a full disk, hides that in an error of its own
         torch.save({"job": self._job, **vars(self._state)}, state)
         with files.whole_or_not_at_all(self._state_file) as temporary:
@@ -200,14 +215,15 @@ class Job:
     def _finish(self) -> None:
         """Write the video of all that is painted."""
         if not self.frames:
-            raise UserError(f"{self._clip.path}: has no frames in that section")
+            raise UserError(f"{self.clip.path}: has no frames in that section")
         # Joined in the folder, whose content a later run overwrites: killed here, nothing stays beside the output.
-        whole, section = self.folder / _WHOLE, self._section
-        join(self._parts(), whole, self._clip, section.start, section.end, self._made_with)
+        whole, section = self.folder / _WHOLE, self.section
+        parts = [self._part(index) for index in range(len(self._state.parts))]
+        join(parts, whole, self.clip, section.start, section.end, self._made_with)
         try:
-            whole.replace(self._output)
+            whole.replace(self.output)
         except OSError as error:
-            raise UserError(f"{self._output}: cannot be written ({error.strerror})") from error
+            raise UserError(f"{self.output}: cannot be written ({error.strerror})") from error
         self._state_file.unlink()  # first, since without parts it would be a damaged job
         shutil.rmtree(self.folder)
 
@@ -226,10 +242,10 @@ class Job:
 
     def _seen(self) -> Iterator[_Seen]:
         """The frames that are not painted yet."""
-        section, state = self._section, self._state
+        section, state = self.section, self._state
         last = Fraction(state.time) if state.frames else None
         before: Tensor | None = None
-        for frame in self._clip.frames(section.start, section.end, section.fps, first=last):
+        for frame in self.clip.frames(section.start, section.end, section.fps, first=last):
             picture = resize(frame.picture.unsqueeze(0).float().div_(255), section.size)
             move = None if before is None else motion(before, picture)
             if frame.time != last:
@@ -241,7 +257,7 @@ class Job:
 def _mark(path: Path) -> str:
     """What tells a file from another that took its place."""
     status = path.stat()
-    return f"{status.st_size} bytes of {datetime.fromtimestamp(status.st_mtime).isoformat()}"
+    return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
 
 
 @contextmanager
@@ -249,8 +265,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Keep ``folder``, made if need be, from other processes. The lock of one that is killed goes with it."""
     with ExitStack() as stack:
         try:
+            if folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir()):
+                raise UserError(f"{folder}: a folder of that name, and not of a video that is painted, is in the way")
             folder.mkdir(exist_ok=True)
-            fcntl.flock(stack.enter_context((folder / _LOCK).open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context((folder / _LOCK).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock.fileno()).st_nlink:  # who had it until now has just finished, and deleted it
+                raise BlockingIOError
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is painting this video, wait until it has ended") from error
         except OSError as error:
@@ -258,19 +279,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _kept(folder: Path, job: dict[str, Any]) -> _State:
-    """How far ``job`` has come in ``folder``."""
-    if not (folder / _STATE).exists():
+def _read_state(path: Path, job: dict[str, Any]) -> _State:
+    """How far ``job`` has come; at its beginning if there is no such file."""
+    if not path.exists():
         return _State()
     try:
-        content = torch.load(folder / _STATE, weights_only=True)
+        content = torch.load(path, weights_only=True)
         begun, state = content.pop("job"), _State(**content)
     except Exception as error:  # PyTorch raises many kinds on damaged files
-        raise _damaged(folder) from error
+        raise _damaged(path.parent) from error
     if begun != job:
         name = next(name for name in {**job, **begun} if begun.get(name) != job.get(name))
         raise UserError(
-            f"{folder}: was begun with another {name} ({begun.get(name)}, now {job.get(name)}): give the same, or "
+            f"{path.parent}: was begun with another {name} ({begun.get(name)}, now {job.get(name)}): give the same, or "
             "delete that folder to begin anew"
         )
     return state

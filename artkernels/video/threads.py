@@ -15,9 +15,16 @@ _END = object()
 _COUNT = 3
 
 
-def _worker() -> ThreadPoolExecutor:
+@contextmanager
+def _worker() -> Iterator[ThreadPoolExecutor]:
     """One thread, which runs what it is given in order. PyTorch takes no more threads there: the others are busy."""
-    return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    threads = torch.get_num_threads()
+    worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield worker
+    finally:
+        worker.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what was set in the worker is what threads yet to come would begin with
 
 
 def ahead(items: Iterable[T], count: int = _COUNT) -> Generator[T]:
