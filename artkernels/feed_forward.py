@@ -15,14 +15,13 @@ from artkernels.models import AdaINDecoder, ResnetGenerator, TransformerNet
 from artkernels.pooled_allocator import release_pooled_memory
 from artkernels.recipes.style_memory import memory_in_use
 from artkernels.recipes.style_transfer import TileSide, memory_available
-from artkernels.tiling import Affine, OnProgress, Photograph, Plan, Tiling, done_of, feature_map, pixels_of, run
+from artkernels.tiling import Affine, OnProgress, Photograph, Plan, Tiling, feature_map, pixels_of, progress_of, run
 from artkernels.training.runs import METADATA_KEY, latest_snapshots
 
-__all__ = ["MULTIPLE", "RANGES", "Trained", "check", "load_trained", "paint", "tiling"]
+__all__ = ["MULTIPLE", "Trained", "check", "load_trained", "padded", "paint", "ranges_of", "tiling"]
 
 _METHODS = {"fast-style": TransformerNet, "adain": AdaINDecoder, "cyclegan": ResnetGenerator}
-RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
-"""Of each kind of network: to the pixels that it was trained on, and from those that it makes."""
+_RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
 MULTIPLE = 4
 """Of pictures' sides: others the networks would round up. It is the number of pixels in a row to one deep feature."""
 _SMALLEST_SIDE = 16  # the deepest maps are then of 2 x 2 pixels, the least that a reflection takes
@@ -166,6 +165,21 @@ def _memory_needed(height: int, width: int, max_memory: int | None, device: torc
     return height * width * _BYTES_PER_PIXEL, available
 
 
+def ranges_of(network: nn.Module) -> tuple[Affine, Affine]:
+    """What makes of RGB in [0, 1] the pixels that a network was trained on, and RGB in [0, 1] of those that it makes.
+
+    Args:
+        network: a TransformerNet or a ResnetGenerator, fused or not.
+    """
+    return next(ranges for kind, ranges in _RANGES.items() if isinstance(network, kind))
+
+
+def padded(pictures: Tensor) -> Tensor:
+    """[N, C, H, W] with H and W, at least 4, rounded up to multiples of :data:`MULTIPLE`, by reflection."""
+    height, width = pictures.shape[-2:]
+    return TF.pad(pictures, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
+
+
 @torch.inference_mode()
 def paint(
     network: nn.Module, photo: Tensor, tiling: Tiling | None = None, on_progress: OnProgress | None = None
@@ -186,18 +200,17 @@ def paint(
         UserError: the memory, or the disk for temporary files, is not enough for ``tiling``.
     """
     weight = next(network.parameters())
-    given, made = next(ranges for kind, ranges in RANGES.items() if isinstance(network, kind))
+    given, made = ranges_of(network)
     height, width = photo.shape[-2:]
     if tiling is None:
-        pictures = TF.pad(photo, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
-        at_once: Tensor = made(network(given(pictures.to(weight.device, copy=True))))
+        at_once: Tensor = made(network(given(padded(photo).to(weight.device, copy=True))))
         painted = at_once[..., :height, :width].float().cpu()
         if on_progress is not None:
             on_progress(1.0)
         return painted.clamp(0, 1)
     photographs = [Photograph(image, given, MULTIPLE, weight.device, weight.dtype) for image in photo]
     plans = [Plan(feature_map(network, of_one), tiling, weight.device, weight.dtype) for of_one in photographs]
-    on_work = done_of(plans, on_progress)
+    on_work = progress_of(plans, on_progress)
     painted = torch.empty(photo.shape)
     for plan, result in zip(plans, painted, strict=True):
         run(plan, pixels_of(result, made), on_work)

@@ -26,6 +26,10 @@ def readable(path: Path | zipfile.Path, needed: str) -> Iterator[None]:
         raise UserError(f"{path}: a folder, {needed} is needed") from error
     except PermissionError as error:
         raise UserError(f"{path}: no permission to read it") from error
+    except OSError as error:
+        if error.errno is None:  # not the system's: Pillow has them for damaged files
+            raise
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def check_writable(path: Path) -> None:

@@ -179,10 +179,10 @@ ONNX = ["--onnx", "out.onnx"]
         (["stylize", "photo.jpg", *STYLE, "--output", "absent/out.png"], "the folder absent does not exist"),
         (["stylize", "photo.jpg", *STYLE, "--output", "/proc/out.png"], "cannot be written"),
         (["stylize", "photo.jpg", *STYLE, "--output", "out.jpg"], "must end in .png"),
-        (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite a picture that it is made of"),
-        (["stylize", "photo.jpg", "--style", "photo.png", "--output", "photo.png"], "would overwrite a picture"),
+        (["stylize", "photo.png", *STYLE, "--output", "photo.png"], "would overwrite a file that it is made of"),
+        (["stylize", "photo.jpg", "--style", "photo.png", "--output", "photo.png"], "would overwrite a file"),
         (["stylize", "photo.jpg", "other.jpg", *STYLE, "--output", "out.png"], "existing folder"),
-        (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two photographs would be saved under this name"),
+        (["stylize", "photo.jpg", "photo.jpg", *STYLE], "two results would be saved under this name"),
         (
             ["stylize", "photo.jpg", *STYLE, "--alpha", "0.5"],
             "--alpha is an option of adain, and the method is optimize",

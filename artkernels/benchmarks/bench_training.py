@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from artkernels.benchmarks.case import Candidate, OfSystem, Setting
+from artkernels.benchmarks.case import Candidate, Setting, SystemCase
 from artkernels.benchmarks.results import EAGER, OURS, Pass
 from artkernels.drawing import draw_set
 
@@ -27,7 +27,7 @@ _PICTURES = "PICTURES"  # in options, the folder that a case makes
 
 
 @dataclass(frozen=True)
-class RecipeCase(OfSystem):
+class RecipeCase(SystemCase):
     """A recipe with some options; see Case."""
 
     name: str

@@ -16,20 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import artkernels
 from artkernels import images
-from artkernels.benchmarks.case import Candidate, OfSystem, Setting
+from artkernels.benchmarks.case import Candidate, Setting, SystemCase
 from artkernels.benchmarks.results import EAGER, OURS, Pass
 from artkernels.drawing import draw_set
 from artkernels.models import TransformerNet
-from artkernels.video import Clip, Encoder, Job, NetworkFrames, Section
+from artkernels.video import CONSISTENCY, Clip, Encoder, Job, NetworkFrames, Section
 
 __all__ = ["VideoCase", "cases"]
 
 _FRAMES, _RATE = 12, Fraction(25)
-_CONSISTENCY = 0.7  # the command's default
 
 
 @dataclass(frozen=True)
-class VideoCase(OfSystem):
+class VideoCase(SystemCase):
     """A clip of some size; see Case."""
 
     side: int
@@ -59,7 +58,7 @@ class VideoCase(OfSystem):
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         clip = self._clip(folder / "clip.mp4")
         network = _network().to(setting.device)
-        painter = NetworkFrames({OURS: artkernels.fuse, EAGER: lambda network: network}[name](network), _CONSISTENCY)
+        painter = NetworkFrames({OURS: artkernels.fuse, EAGER: lambda network: network}[name](network), CONSISTENCY)
         output = folder / "painted.mp4"
 
         def paint() -> None:

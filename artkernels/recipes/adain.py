@@ -24,9 +24,9 @@ from artkernels.tiling import (
     Photograph,
     Plan,
     Tiling,
-    done_of,
     feature_map,
     pixels_of,
+    progress_of,
     run,
     statistics,
 )
@@ -234,7 +234,7 @@ def _paint_in_bands(
     target = AdaptiveNormalisation(features(content), alpha)
     plan = Plan(feature_map(decoder, target), tiling, *where)
     style_plans = [Plan(features(style), tiling, *where) for style in styles]
-    on_work = done_of([*style_plans, plan], on_progress)
+    on_work = progress_of([*style_plans, plan], on_progress)
     target.style = _mixed([statistics(of_style, on_work, unbiased=True) for of_style in style_plans], shares)
     painted = torch.empty(1, 3, *content.shape[-2:], dtype=content.dtype)
     run(plan, pixels_of(painted[0]), on_work)

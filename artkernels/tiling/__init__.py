@@ -10,7 +10,7 @@ is cheaper.
 from .maps import AdaptiveNormalisation, Affine, FeatureMap, Photograph
 from .network import feature_map
 from .plan import Plan, Tiling
-from .stream import OnProgress, done_of, pixels_of, run, statistics
+from .stream import OnProgress, pixels_of, progress_of, run, statistics
 
 __all__ = [
     "AdaptiveNormalisation",
@@ -20,9 +20,9 @@ __all__ = [
     "Photograph",
     "Plan",
     "Tiling",
-    "done_of",
     "feature_map",
     "pixels_of",
+    "progress_of",
     "run",
     "statistics",
 ]

@@ -14,7 +14,7 @@ from .maps import UNCHANGED, Affine, FeatureMap, Normalisation, inside, picture_
 from .plan import Pass, Plan
 from .store import Store, check_disk
 
-__all__ = ["OnProgress", "done_of", "pixels_of", "run", "statistics"]
+__all__ = ["OnProgress", "pixels_of", "progress_of", "run", "statistics"]
 
 Receiver = Callable[[int, Tensor], None]  # is told the first row, and given the rows
 OnWork = Callable[[int], None]  # is told, after each band, how much of the plan's work that was
@@ -56,7 +56,7 @@ def statistics(plan: Plan, on_work: OnWork | None = None, *, unbiased: bool) -> 
     return moments.result(unbiased=unbiased)
 
 
-def done_of(plans: Sequence[Plan], on_progress: OnProgress | None) -> OnWork | None:
+def progress_of(plans: Sequence[Plan], on_progress: OnProgress | None) -> OnWork | None:
     """What :func:`run` is to tell of its work, so that ``on_progress`` hears which part of all ``plans`` is done."""
     if on_progress is None:
         return None

@@ -4,9 +4,18 @@ from artkernels.video.clip import Clip, Frame
 from artkernels.video.encoding import Encoder, check_video, join
 from artkernels.video.flow import Motion, motion, warp, warping_error
 from artkernels.video.job import Flicker, Job, Section
-from artkernels.video.painters import AdaINFrames, Before, FramePainter, NetworkFrames, OptimisedFrames, Painted
+from artkernels.video.painters import (
+    CONSISTENCY,
+    AdaINFrames,
+    Before,
+    FramePainter,
+    NetworkFrames,
+    OptimisedFrames,
+    Painted,
+)
 
 __all__ = [
+    "CONSISTENCY",
     "AdaINFrames",
     "Before",
     "Clip",

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as TF
 from torch import Tensor, nn
 
 import artkernels
-from artkernels.feed_forward import MULTIPLE, RANGES
+from artkernels.feed_forward import MULTIPLE, padded, ranges_of
 from artkernels.fusion.model import fused_modules
 from artkernels.models import VGG19, AdaINDecoder, AdaINEncoder
 from artkernels.recipes import perceptual
@@ -22,7 +21,10 @@ from artkernels.recipes.adain import style_moments, stylized_features
 from artkernels.recipes.style_transfer import Previous, Settings, TileSide, stylize
 from artkernels.video.flow import Motion, warp
 
-__all__ = ["AdaINFrames", "Before", "FramePainter", "NetworkFrames", "OptimisedFrames", "Painted"]
+__all__ = ["CONSISTENCY", "AdaINFrames", "Before", "FramePainter", "NetworkFrames", "OptimisedFrames", "Painted"]
+
+CONSISTENCY = 0.7
+"""The command's default."""
 
 # Of the distance to the painting before, at a consistency of one half: 233 at the command's 0.7. At 300 the second of
 # two frames was 0.011 away from the first, painted by itself 0.057, at 2 % more of the style loss; from 1000 on specks
@@ -124,8 +126,11 @@ class _BlendedFrames:
     def _encode(self, frame: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _decode(self, features: Tensor, frame: Tensor) -> Tensor:
+    def _decode(self, features: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _finish(self, picture: Tensor, frame: Tensor) -> Tensor:
+        return picture
 
     @torch.inference_mode()
     def paint(self, frame: Tensor, before: Before | None) -> Painted:
@@ -135,8 +140,8 @@ class _BlendedFrames:
             motion = before.motion.shrunk(self._stride)
             flow, seen, memory = (x.to(features) for x in (motion.flow, motion.seen, before.memory))
             features = torch.lerp(features, warp(memory, flow), self._consistency * seen)
-        picture = self._decode(features, frame)[..., : frame.shape[-2], : frame.shape[-1]]
-        return Painted(picture.float().cpu().clamp(0, 1), features.cpu())
+        picture = self._decode(features)[..., : frame.shape[-2], : frame.shape[-1]]
+        return Painted(self._finish(picture.float().cpu(), frame).clamp(0, 1), features.cpu())
 
 
 class NetworkFrames(_BlendedFrames):
@@ -147,22 +152,20 @@ class NetworkFrames(_BlendedFrames):
         consistency: from 0 to 1.
     """
 
-    _stride = 4
+    _stride = MULTIPLE
 
     def __init__(self, network: nn.Module, consistency: float) -> None:
         super().__init__(consistency)
-        self._given, self._made = next(ranges for kind, ranges in RANGES.items() if isinstance(network, kind))
+        self._given, self._made = ranges_of(network)
         self._device = next(network.parameters()).device
         halves = [_Half(network, part) for part in ("encode", "decode")]
         self._encoder, self._decoder = map(artkernels.fuse, halves) if fused_modules(network) else halves
 
     def _encode(self, frame: Tensor) -> Tensor:
-        height, width = frame.shape[-2:]
-        padded = TF.pad(frame, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
-        features: Tensor = self._encoder(self._given(padded.to(self._device, copy=True)))
+        features: Tensor = self._encoder(self._given(padded(frame).to(self._device, copy=True)))
         return features
 
-    def _decode(self, features: Tensor, frame: Tensor) -> Tensor:
+    def _decode(self, features: Tensor) -> Tensor:
         return self._made(self._decoder(features))
 
 
@@ -205,11 +208,12 @@ class AdaINFrames(_BlendedFrames):
     def _style(self, styles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return style_moments(self._encoder, styles, self._shares)
 
-    def _decode(self, features: Tensor, frame: Tensor) -> Tensor:
-        picture: Tensor = self._decoder(features)[..., : frame.shape[-2], : frame.shape[-1]]
-        if not self._preserve_color:
-            return picture
-        return perceptual.keep_colors(perceptual.luma(picture), frame.to(picture.device))
+    def _decode(self, features: Tensor) -> Tensor:
+        picture: Tensor = self._decoder(features)
+        return picture
+
+    def _finish(self, picture: Tensor, frame: Tensor) -> Tensor:
+        return perceptual.keep_colors(perceptual.luma(picture), frame) if self._preserve_color else picture
 
 
 class _Half(nn.Module):
