@@ -89,19 +89,20 @@ class Footprint:
 def _backward_bytes(network: Iterable[Block]) -> float:
     """The peak of the backward pass, for each pixel of the picture.
 
-    When it comes to a block, that is what the blocks up to it have kept, and the gradients of the block's result, of
-    what went into its ReLU, and of what went into the block.
+    When it comes to a block, that is what the blocks up to it have kept, the block's own features even if they are
+    computed again, and the gradients of the block's result, of what went into its ReLU, and of what went into it.
     """
     peak, kept, stride = 0.0, 0.0, 1
     for block in network:
         convolution, area = block.convolution, stride**2
-        kept += (1 if block.keeps_signs() else 4) * convolution.out_channels / area
+        own = (1 if block.keeps_signs() else 4) * convolution.out_channels / area
         if block.pooling is not None:
             stride *= 2
         result = convolution.out_channels / stride**2
         if isinstance(block.pooling, nn.MaxPool2d):
-            kept += 8 * result  # int64 indices
-        peak = max(peak, kept + 4 * (result + (convolution.out_channels + convolution.in_channels) / area))
+            own += 8 * result  # int64 indices
+        peak = max(peak, kept + own + 4 * (result + (convolution.out_channels + convolution.in_channels) / area))
+        kept += 0 if block.recomputed() else own
     return peak
 
 

@@ -1,16 +1,21 @@
 """VGG-19 as optimisation style transfer looks through it: frozen, and keeping no more than its gradient needs."""
 
-from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as TF
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from artkernels.models.vgg import LAYERS, VGG19
 
-__all__ = ["Block", "blocks", "modules", "walk"]
+__all__ = ["Block", "Look", "blocks", "modules", "walk"]
+
+Look: TypeAlias = Callable[[Tensor], Tensor]
+"""A function of a layer's features, such as a loss."""
 
 
 class Block(NamedTuple):
@@ -34,6 +39,10 @@ class Block(NamedTuple):
         """Whether only the average is ever used."""
         return self.keeps_signs() and self.pooling is not None
 
+    def recomputed(self) -> bool:
+        """Whether its features are computed again for the gradient, and not kept."""
+        return self.looked_at and self.layer == LAYERS[0]
+
 
 def blocks(vgg: VGG19, layers: Collection[str]) -> Iterator[Block]:
     """Those of ``vgg`` up to the deepest of ``layers``."""
@@ -56,22 +65,42 @@ def modules(vgg: VGG19, layer: str) -> Iterator[nn.Module]:
             yield block.pooling
 
 
-def walk(vgg: VGG19, picture: Tensor, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Each of ``layers`` with its features of ``picture``, as soon as the network has computed them.
+def walk(vgg: VGG19, picture: Tensor, look: Mapping[str, Look]) -> Iterator[tuple[str, Tensor]]:
+    """Each layer of ``look``, in the network's order, with what its function makes of the layer's features.
 
     The order matters to memory. Autograd runs the youngest of the nodes that are ready: the gradient of a loss that is
     taken of a layer before the next is computed waits until the backward pass is there. Losses taken at the end would
     have all their gradients, as large as the features, computed first.
+
+    Features of the first layer are the largest of all, and computed from three channels: neither they nor what a loss
+    keeps of them stay for the backward pass, which computes both again.
+
+    Args:
+        vgg: the network.
+        picture: [N, 1 or 3, H, W] in [0, 1].
+        look: layer -> a function of its features [N, C, H', W'].
     """
     # channels_last is the layout that the convolutions are fastest in; a luminance picture becomes three channels.
     x = picture.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
     x = (x - vgg.mean) / vgg.std
-    for block in blocks(vgg, layers):
-        x = _FrozenBlock.apply(x, block)
-        if block.looked_at:
-            yield block.layer, x
+    for block in blocks(vgg, look):
+        if block.recomputed() and x.requires_grad:
+            seen = partial(_seen, block=block, look=look[block.layer])
+            x, found = checkpoint(seen, x, use_reentrant=False, preserve_rng_state=False)
+            yield block.layer, found
+        elif block.looked_at:
+            x, found = _seen(x, block, look[block.layer])
+            yield block.layer, found
+        else:
+            x = _FrozenBlock.apply(x, block)
         if block.pooling is not None and not block.pooled():
             x = block.pooling(x)
+
+
+def _seen(x: Tensor, block: Block, look: Look) -> tuple[Tensor, Tensor]:
+    """A block's features, and what ``look`` makes of them."""
+    features = _FrozenBlock.apply(x, block)
+    return features, look(features)
 
 
 class _FrozenBlock(torch.autograd.Function):

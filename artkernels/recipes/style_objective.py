@@ -1,6 +1,7 @@
 """What optimisation style transfer minimises, with its gradient: of a whole picture at once, or tile by tile."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from artkernels import functional as F
 from artkernels.models.vgg import VGG19
 from artkernels.recipes.perceptual import RelativeGramLoss, total_variation
-from artkernels.recipes.style_network import modules, walk
+from artkernels.recipes.style_network import Look, modules, walk
 from artkernels.recipes.style_tiles import Tile, reach, split
 
 __all__ = ["CONTENT_LAYER", "STYLE_LAYERS", "Objective", "Previous", "TiledObjective", "Weights"]
@@ -99,11 +100,8 @@ class Objective:
         losses = [self.weights.tv * total_variation(canvas)]
         if self.previous is not None:
             losses.append(self.previous.distance(canvas) / canvas.numel())
-        for layer, features in walk(self.vgg, canvas, self.reach):
-            if layer == CONTENT_LAYER:
-                losses.append(self.weights.content * self.content_scale * TF.mse_loss(features, self.content))
-            else:
-                losses.append(self.weights.style / len(STYLE_LAYERS) * self._style_losses[layer]({layer: features}))
+        look: dict[str, Look] = {layer: partial(self._style_loss, layer) for layer in STYLE_LAYERS}
+        losses += (loss for _, loss in walk(self.vgg, canvas, {**look, CONTENT_LAYER: self._content_loss}))
         return torch.stack(losses).sum()
 
     def backward(self, canvas: Tensor) -> float:
@@ -112,6 +110,12 @@ class Objective:
         loss = self(canvas)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
+
+    def _content_loss(self, features: Tensor) -> Tensor:
+        return self.weights.content * self.content_scale * TF.mse_loss(features, self.content)
+
+    def _style_loss(self, layer: str, features: Tensor) -> Tensor:
+        return self.weights.style / len(STYLE_LAYERS) * self._style_losses[layer]({layer: features})
 
     def _tiles(self, picture: Tensor, deepest: str) -> Iterator[Tile]:
         """Of ``picture``, for the network up to the layer ``deepest``."""
@@ -124,8 +128,7 @@ class Objective:
         stride = self.reach[CONTENT_LAYER].stride
         whole, squares = torch.empty(0), 0.0
         for tile in self._tiles(photo, CONTENT_LAYER):
-            ((_, seen),) = walk(self.vgg, tile.seen(photo), [CONTENT_LAYER])
-            features = tile.own(seen, stride)
+            ((_, features),) = walk(self.vgg, tile.seen(photo), {CONTENT_LAYER: partial(tile.own, stride=stride)})
             if not whole.numel():
                 sides = [side // stride for side in photo.shape[-2:]]
                 whole = features.new_empty(1, features.shape[1], *sides).contiguous(memory_format=torch.channels_last)
@@ -138,11 +141,15 @@ class Objective:
         """The Gram matrices of a picture's style layers, as F.gram_matrix has them of the whole picture."""
         sums: dict[str, Tensor] = {}
         for tile in self._tiles(picture, STYLE_LAYERS[-1]):
-            for layer, seen in walk(self.vgg, tile.seen(picture), STYLE_LAYERS):
-                gram = F.gram_matrix(tile.own(seen, self.reach[layer].stride), normalize=None)
+            look = {layer: partial(self._own_gram, tile, layer) for layer in STYLE_LAYERS}
+            for layer, gram in walk(self.vgg, tile.seen(picture), look):
                 sums[layer] = sums.get(layer, 0) + gram.double()
         dtype = picture.dtype
         return {layer: (gram / self._gram_size(gram, layer, picture)).to(dtype) for layer, gram in sums.items()}
+
+    def _own_gram(self, tile: Tile, layer: str, seen: Tensor) -> Tensor:
+        """A tile's part of the sum over pixels that a Gram matrix is."""
+        return F.gram_matrix(tile.own(seen, self.reach[layer].stride), normalize=None)
 
     def _gram_size(self, gram: Tensor, layer: str, picture: Tensor) -> int:
         """What a layer's Gram matrix is divided by: the layer's channels, rows and columns."""
@@ -188,17 +195,20 @@ class TiledObjective(Objective):
         local = [self.weights.tv * _variation(pixels, tile, picture)]
         if self.previous is not None:
             local.append(self.previous.owned(tile).distance(tile.own(pixels)) / picture.numel())
-        linear = []
-        for layer, seen in walk(self.vgg, pixels, self.reach):
-            stride = self.reach[layer].stride
-            features = tile.own(seen, stride)
-            if layer == CONTENT_LAYER:
-                target = tile.owned(self.content, stride)
-                scale = self.weights.content * self.content_scale / self.content.numel()
-                local.append(scale * TF.mse_loss(features, target, reduction="sum"))
-            else:
-                slope = slopes[layer] / self._gram_size(slopes[layer], layer, picture)
-                linear.append((slope * F.gram_matrix(features, normalize=None)).sum())
+
+        def content(seen: Tensor) -> Tensor:
+            stride = self.reach[CONTENT_LAYER].stride
+            scale = self.weights.content * self.content_scale / self.content.numel()
+            return scale * TF.mse_loss(tile.own(seen, stride), tile.owned(self.content, stride), reduction="sum")
+
+        def style(layer: str, seen: Tensor) -> Tensor:
+            slope = slopes[layer] / self._gram_size(slopes[layer], layer, picture)
+            return (slope * self._own_gram(tile, layer, seen)).sum()
+
+        linear: list[Tensor] = []
+        look: dict[str, Look] = {layer: partial(style, layer) for layer in STYLE_LAYERS}
+        for layer, loss in walk(self.vgg, pixels, {**look, CONTENT_LAYER: content}):
+            (local if layer == CONTENT_LAYER else linear).append(loss)
         return torch.stack(local).sum(), torch.stack(linear).sum()
 
 
