@@ -179,9 +179,13 @@ def _source(results: Results, rows: list[Row]) -> str:
     """Where the figures come from, in a line."""
     threads = ", ".join(map(str, sorted({row.threads for row in rows})))
     what = [f"commit {facts.commit(results) or 'unknown'}", f"PyTorch {results.machine.get('torch', 'unknown')}"]
-    what += [f"{threads} threads", f"{facts.rounds(rows)} rounds", _allocator(results)]
+    what += [_counted(threads, "thread"), _counted(facts.rounds(rows), "round"), _allocator(results)]
     command = results.about.get("command", "artkernels bench")
     return f"Measured on {results.date[:10]} by `{command}` on {facts.processor(results)} ({', '.join(what)})."
+
+
+def _counted(number: str, noun: str) -> str:
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"
 
 
 def rewritten(readme: str, load: Callable[[str], Results]) -> str:

@@ -7,23 +7,25 @@ what was resident before it, when the targets had been computed. All look with t
 """
 
 import argparse
-import ctypes
 import functools
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as TF
 from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
-from pytest_benchmark.utils import get_commit_info
 from torch import Tensor, nn
 
 import artkernels
+from artkernels import files, reference
+from artkernels.benchmarks import origin
+from artkernels.benchmarks.memory import resident
 from artkernels.benchmarks.results import EAGER, OURS, Limit, Row
 from artkernels.models.vgg import LAYERS, VGG19
 from artkernels.recipes.perceptual import total_variation
@@ -54,22 +56,17 @@ def with_autograd(loss_of: Callable[[Tensor], Tensor]) -> Backward:
     return backward
 
 
-def gram(features: Tensor) -> Tensor:
-    rows = features.flatten(2)
-    return torch.bmm(rows, rows.mT) / rows[0].numel()
-
-
 def eager(vgg: VGG19, photo: Tensor, painting: Tensor) -> Backward:
     """The same in plain PyTorch: the network returns its features, and then all losses are taken."""
     with torch.no_grad():
         content = vgg(photo, [CONTENT_LAYER])[CONTENT_LAYER]
-        grams = {layer: gram(features) for layer, features in vgg(painting, STYLE_LAYERS).items()}
+        grams = {layer: reference.gram_matrix(features) for layer, features in vgg(painting, STYLE_LAYERS).items()}
 
     def loss_of(canvas: Tensor) -> Tensor:
         features = vgg(canvas, [*STYLE_LAYERS, CONTENT_LAYER])
         loss = WEIGHTS.content * TF.mse_loss(features[CONTENT_LAYER], content) / content.square().mean()
         for layer, target in grams.items():
-            style = TF.mse_loss(gram(features[layer]), target) / target.square().mean()
+            style = TF.mse_loss(reference.gram_matrix(features[layer]), target) / target.square().mean()
             loss = loss + WEIGHTS.style / len(grams) * style
         return loss + WEIGHTS.tv * total_variation(canvas)
 
@@ -102,9 +99,8 @@ def loss_layers(vgg: VGG19, photo: Tensor, painting: Tensor) -> Backward:
         name = next(names)
         if name in (*STYLE_LAYERS, CONTENT_LAYER):
             of_style = name in STYLE_LAYERS
-            losses.append(
-                LossLayer(gram, WEIGHTS.style / len(STYLE_LAYERS)) if of_style else LossLayer(nn.Identity(), 1)
-            )
+            look = reference.gram_matrix if of_style else nn.Identity()
+            losses.append(LossLayer(look, WEIGHTS.style / len(STYLE_LAYERS) if of_style else WEIGHTS.content))
             with torch.no_grad():
                 losses[-1].target = losses[-1].look(nn.Sequential(*modules)(normalised[of_style]))
             modules.append(losses[-1])
@@ -141,17 +137,9 @@ def measured(candidate: str, side: int) -> dict[str, float]:
         if candidate == "loss layers"
         else torch.optim.Adam([canvas], lr=0.03, fused=True)
     )
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident
-    before, start = resident("VmRSS"), time.perf_counter()
-    optimizer.step(lambda: backward(canvas))
-    return {"seconds": time.perf_counter() - start, "before": before, "peak": resident("VmHWM")}
-
-
-def resident(field: str) -> int:
-    """Bytes, of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    start = time.perf_counter()
+    before, peak = resident(lambda: optimizer.step(lambda: backward(canvas)))
+    return {"seconds": time.perf_counter() - start, "before": before, "peak": peak}
 
 
 def rows(side: int) -> list[Row]:
@@ -183,12 +171,11 @@ def rows(side: int) -> list[Row]:
 def save(found: list[Row], path: Path) -> None:
     """As artkernels.benchmarks.results.Results reads it."""
     machine = pytest_benchmark_generate_machine_info()
-    del machine["node"], machine["cpu"]["flags"]
-    commit = get_commit_info()
-    plain = {
-        "machine_info": {**machine, "torch": torch.__version__},
-        "commit_info": {key: commit.get(key) for key in ("id", "dirty")},
-        "datetime": datetime.now(UTC).isoformat(),
+    origin.describe(machine, torch.get_num_threads())
+    plain: dict[str, Any] = {
+        "machine_info": machine,
+        "commit_info": origin.commit(),
+        "datetime": datetime.now(timezone.utc).isoformat(),
         "artkernels": {
             "version": artkernels.__version__,
             "command": "python benchmarks/style_memory.py",
@@ -196,7 +183,8 @@ def save(found: list[Row], path: Path) -> None:
         },
         "benchmarks": [{"extra_info": row.to_plain()} for row in found],
     }
-    path.write_text(json.dumps(plain, indent=1) + "\n")
+    with files.whole_or_not_at_all(path) as temporary:
+        temporary.write_text(origin.one_line_a_row(plain))
 
 
 def main() -> None:
@@ -211,7 +199,7 @@ def main() -> None:
         found: list[Row] = []
         for side in args.sides:
             found += rows(side)
-            save(found, args.output)  # the next side takes four times as long
+        save(found, args.output)
 
 
 if __name__ == "__main__":

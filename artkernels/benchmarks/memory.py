@@ -1,6 +1,7 @@
 """Peak memory of a call: on the CPU the resident high-water mark of a fresh process, on a GPU the allocator's."""
 
 import ctypes
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch.nn import functional as torch_functional
 from artkernels.benchmarks.case import Case, Setting
 from artkernels.benchmarks.processes import Address, Processes
 
-__all__ = ["peak"]
+__all__ = ["peak", "resident"]
 
 
 def peak(case: Case, candidate: str, setting: Setting, threads: int, processes: Processes) -> int:
@@ -21,18 +22,28 @@ def peak(case: Case, candidate: str, setting: Setting, threads: int, processes: 
         return pool.apply(_resident_peak, (processes.address(case), candidate, setting, threads))
 
 
+def resident(call: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that this process holds before ``call``, and the most that it holds at any time during it."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident
+    before = _status("VmRSS")
+    call()
+    return before, _status("VmHWM")
+
+
 def _resident_peak(address: Address, candidate: str, setting: Setting, threads: int) -> int:
     torch.set_num_threads(threads)
     _warm_up()
     with ExitStack() as resources:
         call = address.case().candidate(candidate, setting, resources).call
-        with suppress(OSError, AttributeError):  # not glibc
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident
-        before = _status("VmRSS")
-        call()
-        call()
-        return max(0, _status("VmHWM") - before)
+
+        def twice() -> None:
+            call()
+            call()
+
+        before, peak = resident(twice)
+        return max(0, peak - before)
 
 
 def _warm_up() -> None:

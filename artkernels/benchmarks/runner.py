@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 import artkernels
-from artkernels.benchmarks import limits, peers
+from artkernels.benchmarks import limits, origin, peers
 from artkernels.benchmarks.ahead import compile_ahead
 from artkernels.benchmarks.case import Setting
 from artkernels.benchmarks.cases import OPS, Shape, cases_of
@@ -131,7 +130,7 @@ def run(request: Request, on_row: Callable[[Row], None] = lambda row: None) -> t
             torch.set_num_threads(arena.threads)  # a case may have others
         if not path.exists():
             raise KeyboardInterrupt if recorder.interrupted else NothingTimedError("\n".join(recorder.failures))
-        text = _one_line_a_row(json.loads(path.read_text()))
+        text = origin.one_line_a_row(json.loads(path.read_text()))
         path.write_text(text)
         return Results.load(path), text
 
@@ -195,15 +194,11 @@ class _Recorder:
         return done
 
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        del machine_info["node"], machine_info["cpu"]["flags"]
-        info = artkernels.build_info()
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        machine_info.update(torch=info["torch_running"], threads=self.the_arena.threads, memory=pages)
-        machine_info.update(cpu_instruction_set=info["cpu_instruction_set"], gpus=info["gpus"])
+        origin.describe(machine_info, self.the_arena.threads)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_generate_commit_info(self) -> dict[str, Any]:
-        return _commit()
+        return origin.commit()
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         for benchmark in output_json["benchmarks"]:
@@ -220,24 +215,3 @@ class _Recorder:
             "interrupted": self.interrupted,
             "peaks": {"copy": limits.copy_speed(device), **speeds},
         }
-
-
-def _commit() -> dict[str, Any]:
-    """Of the checkout that this package is in, if it is in one."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(_SUITE.parent), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if not git("ls-files", _SUITE.name):
-            return {}  # installed into a folder that somebody else keeps in git
-        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
-def _one_line_a_row(file: dict[str, Any]) -> str:
-    """JSON that git can compare."""
-    rows = ",\n".join(json.dumps(benchmark) for benchmark in file.pop("benchmarks"))
-    return f'{json.dumps(file)[:-1]}, "benchmarks": [\n{rows}\n]}}\n'
