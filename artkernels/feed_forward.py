@@ -203,7 +203,7 @@ def paint(
     given, made = ranges_of(network)
     height, width = photo.shape[-2:]
     if tiling is None:
-        at_once: Tensor = made(network(given(padded(photo).to(weight.device, copy=True))))
+        at_once: Tensor = made(network(given(padded(photo).to(weight.device, weight.dtype, copy=True))))
         painted = at_once[..., :height, :width].float().cpu()
         if on_progress is not None:
             on_progress(1.0)

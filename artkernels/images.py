@@ -99,7 +99,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """Decode an :func:`opened` picture as a viewer would show it, mode "RGB"."""
     ImageOps.exif_transpose(picture, in_place=True)
     profile = picture.info.get("icc_profile")
-    opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    opacity = _opacity(picture) if picture.has_transparency_data else None
     if picture.mode.startswith(("I", "F")):
         picture = _of_levels(picture)
     elif picture.mode not in _MODES_OF_PROFILES:
@@ -112,6 +112,13 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     over_white = Image.new("RGB", picture.size, "white")
     over_white.paste(picture, mask=opacity)
     return over_white
+
+
+def _opacity(picture: Image.Image) -> Image.Image:
+    clear = picture.info.get("transparency")
+    if picture.mode.startswith("I") and isinstance(clear, int):  # one of 65536 levels, where Pillow looks at 256
+        return Image.fromarray(np.where(np.asarray(picture) == clear, 0, 255).astype(np.uint8))
+    return picture.convert("RGBA").getchannel("A")
 
 
 class _UnknownRangeError(ValueError):
@@ -132,14 +139,25 @@ def _of_levels(picture: Image.Image) -> Image.Image:
 
 def _as_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(own):  # most are: a second is saved
+        own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(own, srgb, picture.mode, "RGB")
+        if picture.mode == "RGB" and _changes_nothing(transform):  # so do most, and a second is saved
             return picture
-        converted = ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.applyTransform(picture, transform)
     except (OSError, ImageCms.PyCMSError):  # damaged, or of other channels: viewers do without it
         return picture
     assert converted is not None  # as it was not asked for in place
     return converted
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether all greys, reds, greens and blues stay as they are, but for rounding."""
+    levels = np.arange(256, dtype=np.uint8)
+    ramps = np.zeros((4, 256, 3), np.uint8)
+    ramps[0] = levels[:, None]
+    ramps[1, :, 0] = ramps[2, :, 1] = ramps[3, :, 2] = levels
+    converted = ImageCms.applyTransform(Image.fromarray(ramps), transform)
+    return bool(np.abs(np.asarray(converted).astype(np.int16) - ramps).max() <= 1)
 
 
 def scaled(image: Tensor, size: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from artkernels import feed_forward
 from artkernels.errors import UserError
 from artkernels.feed_forward import load_trained, paint
 from artkernels.models import AdaINDecoder, DCGANGenerator, ResnetGenerator, TransformerNet
+from artkernels.tiling import Tiling
 from artkernels.training.runs import METADATA_KEY
 
 pytestmark = pytest.mark.cpu_only  # the networks' operations have tests of their own
@@ -52,6 +53,16 @@ def test_each_network_gets_the_range_that_it_was_trained_on(generator):
         torch.testing.assert_close(paint(generator, photo), (generator(photo * 2 - 1) + 1) / 2)
         network = TransformerNet().eval()
         torch.testing.assert_close(paint(network, photo), (network(photo * 255) / 255).clamp(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_type_paints_as_it_does_in_bands(dtype):
+    network = ResnetGenerator(ngf=4, n_blocks=1).eval().to(dtype)
+    photo = torch.rand(1, 3, 30, 26)
+    at_once, in_bands = paint(network, photo), paint(network, photo, Tiling(7))
+    assert at_once.dtype == torch.float32
+    assert at_once.std() > 0.01
+    torch.testing.assert_close(at_once, in_bands, rtol=0, atol=5e-2 if dtype == torch.bfloat16 else 1e-6)
 
 
 def test_what_is_beyond_the_border_is_the_photograph_s_reflection(generator):

@@ -57,6 +57,12 @@ def test_a_palette_with_a_transparent_colour(tmp_path):
     torch.testing.assert_close(images.load(tmp_path / "a.png")[0, :, 0].T, torch.tensor([[1.0, 1, 1], [1, 0, 0]]))
 
 
+def test_a_transparent_level_of_16_bits(tmp_path):
+    levels = np.array([[60 * 257, 204 * 257]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey.png", transparency=204 * 257)
+    assert (255 * images.load(tmp_path / "grey.png")[0, :, 0].T).tolist() == [[60.0] * 3, [255.0] * 3]
+
+
 def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     picture = Image.new("RGB", (6, 2), "black")
     exif = picture.getexif()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import artkernels
 from artkernels.errors import UserError
 from artkernels.feed_forward import paint
 from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
@@ -70,6 +71,17 @@ def test_bands_each_painted_by_itself_are_not_that_picture():
     upper = network(picture[..., : 32 + halo // 2, :])[..., :32, :]
     lower = network(picture[..., 32 - halo // 2 :, :])[..., halo // 2 :, :]
     assert (torch.cat([upper, lower], 2) - network(picture)).abs().max() > 1000 * TOLERANCE["atol"]
+
+
+@pytest.mark.parametrize("level", [1.0, 200 / 255, 0.0])
+def test_a_blank_picture_in_bands_is_blank(level):
+    network = TransformerNet().eval()
+    with torch.no_grad():
+        network.deconv3.conv2d.weight.mul_(255)  # a trained network's range
+        network.deconv3.conv2d.bias.add_(128)
+    network = artkernels.fuse(network)
+    blank = torch.full((1, 3, 200, 150), level)
+    torch.testing.assert_close(paint(network, blank, Tiling(63)), paint(network, blank), **TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (37, 51), (16, 17)])

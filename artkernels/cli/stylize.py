@@ -1,10 +1,12 @@
 """artkernels stylize: photographs and videos painted in the style of paintings."""
 
+import re
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from artkernels.cli.painters import Painter, by_adain, by_network, by_optimisati
 from artkernels.cli.values import parse_memory, parse_rate, parse_tile, parse_time
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained, load_trained
+from artkernels.recipes.style_memory import memory_in_use
 from artkernels.recipes.style_transfer import Settings
 from artkernels.video import CONSISTENCY, Clip, Job, Section, check_video
 
@@ -24,6 +27,7 @@ __all__ = ["stylize"]
 Method = Literal["optimize", "fast-style", "adain", "cyclegan"]
 
 _DEFAULTS = Settings()
+_BYTES_PER_PIXEL_TO_READ = 20  # Pillow's picture, its levels, and those as float32
 _OF_CLIPS = {"fps", "start", "end", "consistency"}
 _ALWAYS = {"photos", "method", "output", "size", "device", "tile", "max_memory"}
 _TAKES = {
@@ -162,8 +166,10 @@ def stylize(
     overall, shares = _split_style_weights(style_weight or [], len(styles), chosen)
     # All that can be refused is refused before anything is made. Large photographs wait at their working size.
     outputs = _outputs(photos, styles, output, clips)
-    subjects = [Clip(photo) if photo in clips else _shrink(images.load(photo), size) for photo in photos]
-    paintings = [_shrink(images.load(path), size) for path in styles]
+    if save_every is not None:
+        _check_ways(outputs, [*photos, *styles], save_every)
+    subjects = [Clip(photo) if photo in clips else _read(photo, size, most) for photo in photos]
+    paintings = [_read(path, size, most) for path in styles]
     where = torch_device(device)
     if trained is None:
         settings = Settings(
@@ -177,8 +183,6 @@ def stylize(
             preserve_color=preserve_color,
             seed=seed,
         )
-        if save_every is not None and save_every < 1:
-            raise UserError(f"--save-every must be at least 1, got {save_every}")
         painter = by_optimisation(vgg, paintings, shares, settings, save_every, where, tile=side, max_memory=most)
     elif trained.method == "adain":
         painter = by_adain(
@@ -260,8 +264,19 @@ def _section(size: int, start: str | None, end: str | None, fps: str | None) -> 
     )
 
 
-def _shrink(picture: Tensor, size: int) -> Tensor:
-    return images.resize(picture, size) if max(picture.shape[-2:]) > size else picture
+def _read(path: Path, size: int, max_memory: int | None) -> Tensor:
+    """A picture, no larger than it is needed."""
+    if max_memory is not None:
+        with images.opened(path) as picture:
+            width, height = picture.size
+        needed = memory_in_use(torch.device("cpu")) + width * height * _BYTES_PER_PIXEL_TO_READ
+        if needed > max_memory:
+            raise UserError(
+                f"{path}: to read its {width}x{height} pixels the process needs {needed / 10**9:.2f} GB of memory, and "
+                f"--max-memory allows {max_memory / 10**9:.2f} GB"
+            )
+    loaded = images.load(path)
+    return images.resize(loaded, size) if max(loaded.shape[-2:]) > size else loaded
 
 
 def _split_style_weights(weights: list[float], styles: int, method: str) -> tuple[float, list[float] | None]:
@@ -277,6 +292,17 @@ def _split_style_weights(weights: list[float], styles: int, method: str) -> tupl
             f"--style-weight must be given once, or once for each of the {styles} styles; got {len(weights)}"
         )
     return _DEFAULTS.style_weight, weights
+
+
+def _check_ways(outputs: list[Path], others: list[Path], save_every: int) -> None:
+    """Raise a UserError if what is saved on the way to an output would take the place of a file that is needed."""
+    if save_every < 1:
+        raise UserError(f"--save-every must be at least 1, got {save_every}")
+    for path in outputs:
+        for other in [*outputs, *others]:
+            same_folder = other.parent.resolve() == path.parent.resolve()
+            if same_folder and re.fullmatch(rf"{re.escape(path.stem)}-\d{{5,}}\.png", other.name):
+                raise UserError(f"{other}: a picture that --save-every makes on the way to {path} may take its place")
 
 
 def _outputs(photos: list[Path], styles: list[Path], output: Path | None, clips: set[Path]) -> list[Path]:

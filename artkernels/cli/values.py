@@ -8,7 +8,7 @@ from artkernels.recipes.style_transfer import TileSide
 
 __all__ = ["parse_memory", "parse_rate", "parse_tile", "parse_time"]
 
-_NUMBER = r"\d{1,9}(\.\d+)?"
+_NUMBER = r"\d{1,9}(?:\.\d{1,9})?"
 _FINEST = 100_000  # the denominator of a rate at most: videos keep it as two 32-bit integers
 
 
@@ -17,14 +17,14 @@ def parse_tile(text: str) -> TileSide:
         return "auto"
     if text == "off":
         return None
-    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise UserError(f"--tile must be auto, off, or a number of pixels from 1 up, got {text!r}")
     return int(text)
 
 
 def parse_memory(text: str) -> int:
     """The bytes that 4GB (decimal), 4GiB or 4G (binary) stand for."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(rf"({_NUMBER})\s*([kmgt])(i?b)?", text.strip(), re.IGNORECASE)
     if not match:
         raise UserError(f"--max-memory must be a number and a unit, as 4GB or 500MiB, got {text!r}")
     number, prefix, unit = match.groups()

@@ -211,7 +211,8 @@ def stylized_features(encoder: AdaINEncoder, content: Tensor, style: tuple[Tenso
 
 
 def _features(encoder: AdaINEncoder, picture: Tensor) -> Tensor:
-    features: Tensor = encoder(picture.to(next(encoder.parameters()).device).expand(-1, 3, -1, -1).contiguous())
+    weight = next(encoder.parameters())
+    features: Tensor = encoder(picture.to(weight.device, weight.dtype).expand(-1, 3, -1, -1).contiguous())
     return features
 
 

@@ -41,6 +41,7 @@ TileSide: TypeAlias = Literal["auto"] | int | None
 # that is this much larger on each side, and the lines are cut off.
 _MARGIN = 16
 _SMALLEST_SIDE = 32  # the deepest layer sees one sixteenth of it
+_LARGEST_SIDE = 2**16
 _COARSEST_SIDE = 96
 
 
@@ -49,7 +50,7 @@ class Settings:
     """How a picture is to be made.
 
     Attributes:
-        size: the longer side of the result in pixels, at least 32.
+        size: the longer side of the result in pixels, from 32 to 65536.
         steps: evaluations of the network in all, shared equally by the scales of the pyramid, at least 1.
         content_weight: weight of the content loss, >= 0.
         style_weight: weight of the style loss, >= 0. Both losses are relative (1: as far off as a grey picture's), so
@@ -76,8 +77,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < _SMALLEST_SIDE:
-            raise UserError(f"size must be at least {_SMALLEST_SIDE}, got {self.size}")
+        if not _SMALLEST_SIDE <= self.size <= _LARGEST_SIDE:
+            raise UserError(f"size must be from {_SMALLEST_SIDE} to {_LARGEST_SIDE}, got {self.size}")
         if self.steps < 1:
             raise UserError(f"steps must be at least 1, got {self.steps}")
         for name in ("content_weight", "style_weight", "tv_weight"):

@@ -26,13 +26,14 @@ class Store:
         shape: of the map.
         dtype: of its values.
         resident: how many of its rows are in memory.
+        device: whose memory that is.
     """
 
-    def __init__(self, shape: Shape, dtype: torch.dtype, resident: int) -> None:
-        self._resident, self._dtype = resident, dtype
+    def __init__(self, shape: Shape, dtype: torch.dtype, resident: int, device: torch.device) -> None:
+        self._resident, self._dtype, self._device = resident, dtype, device
         self._row = shape[1:]
         self._row_bytes = shape.width * shape.channels * dtype.itemsize
-        self._memory = torch.empty((resident, *self._row), dtype=dtype)
+        self._memory = torch.empty((resident, *self._row), dtype=dtype, device=device)
         self._file: IO[bytes] | None = None
         if resident < shape.height:
             with _disk():
@@ -48,15 +49,15 @@ class Store:
                 self._transfer(os.pwritev, first + held, rows[held:].cpu().contiguous())
 
     def read(self, first: int, end: int) -> Tensor:
-        """Rows ``first`` to ``end``; where all of them are in memory, that memory itself."""
+        """Rows ``first`` to ``end``, on the device; where all of them are in memory, that memory itself."""
+        held = self._memory[first:end]
         if end <= self._resident:
-            return self._memory[first:end]
-        rows = torch.empty((end - first, *self._row), dtype=self._dtype)
-        held = max(0, self._resident - first)
-        rows[:held] = self._memory[first : first + held]
+            return held
+        read = torch.empty((end - first - len(held), *self._row), dtype=self._dtype)
         with _disk():
-            self._transfer(os.preadv, first + held, rows[held:])
-        return rows
+            self._transfer(os.preadv, first + len(held), read)
+        read = read.to(self._device)
+        return torch.cat([held, read]) if len(held) else read
 
     def close(self) -> None:
         """Gives back memory and disk."""

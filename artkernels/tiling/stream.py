@@ -18,6 +18,8 @@ __all__ = ["OnProgress", "pixels_of", "progress_of", "run", "statistics"]
 
 Receiver = Callable[[int, Tensor], None]  # is told the first row, and given the rows
 OnWork = Callable[[int], None]  # is told, after each band, how much of the plan's work that was
+_ROUNDING = 32  # a convolution's, in units of its result's last place
+
 OnProgress: TypeAlias = Callable[[float], object]
 """Is told which part of the work is done: rising, and exactly 1 at the end."""
 
@@ -34,7 +36,9 @@ def run(plan: Plan, receive: Receiver, on_work: OnWork | None = None) -> None:
         for index, step in enumerate(plan.passes):
             for map in step.writes:
                 before = plan.takes_over.get(map)
-                stores[map] = stores[before] if before else Store(map.shape, plan.dtype, plan.resident[map])
+                stores[map] = (
+                    stores[before] if before else Store(map.shape, plan.dtype, plan.resident[map], plan.device)
+                )
             if step.goal is plan.output:
                 _stream(step, plan, stores, receive, on_work)
             else:
@@ -42,7 +46,7 @@ def run(plan: Plan, receive: Receiver, on_work: OnWork | None = None) -> None:
                 _stream(step, plan, stores, moments.add, on_work)
                 for user in plan.users[step.goal]:
                     if isinstance(user, Normalisation):
-                        user.statistics = moments.result(unbiased=user.unbiased)
+                        user.statistics = _but_for_rounding(moments.result(unbiased=user.unbiased))
             _close_all_but({m for following in plan.passes[index + 1 :] for m in following.reads}, stores)
             release_pooled_memory()  # the bands of the next pass are of other sizes
     finally:
@@ -89,7 +93,7 @@ def _close_all_but(needed: set[FeatureMap], stores: dict[FeatureMap, Store]) -> 
 
 
 def _stream(step: Pass, plan: Plan, stores: dict[FeatureMap, Store], receive: Receiver, on_work: OnWork | None) -> None:
-    rows: dict[FeatureMap, _Rows] = {m: _Kept(m, plan.rows_of(m), stores[m], plan.device) for m in step.reads}
+    rows: dict[FeatureMap, _Rows] = {m: _Kept(m, plan.rows_of(m), stores[m]) for m in step.reads}
     for map in step.computed:
         rows[map] = _Computed(map, plan.rows_of(map), [rows[input] for input in map.inputs])
         if map in step.writes:
@@ -160,12 +164,12 @@ class _Rows:
 class _Kept(_Rows):
     """Rows that an earlier pass has kept."""
 
-    def __init__(self, map: FeatureMap, most: int, store: Store, device: torch.device) -> None:
+    def __init__(self, map: FeatureMap, most: int, store: Store) -> None:
         super().__init__(map, most)
-        self._store, self._device = store, device
+        self._store = store
 
     def _make(self, first: int, end: int) -> Tensor:
-        return self._store.read(first, end).to(self._device)
+        return self._store.read(first, end)
 
 
 class _Computed(_Rows):
@@ -231,3 +235,14 @@ class _Moments:
         """(mean, variance), [1, C] each."""
         var = self._squares / (self._pixels - unbiased)
         return self._mean.to(self._device, self._dtype), var.to(self._device, self._dtype)
+
+
+def _but_for_rounding(statistics: Statistics) -> Statistics:
+    """An infinite variance where nothing varies but by rounding, so that what is divided by its root is constant, too.
+
+    Bands of other heights round differently. Of a map that is constant, as of a blank picture, the variance is then not
+    quite 0, and fifteen normalisations one after the other make stripes of that.
+    """
+    mean, var = statistics
+    rounding = _ROUNDING * torch.finfo(mean.dtype).eps * mean
+    return mean, torch.where(var < rounding.square(), torch.inf, var)

@@ -157,12 +157,13 @@ class NetworkFrames(_BlendedFrames):
     def __init__(self, network: nn.Module, consistency: float) -> None:
         super().__init__(consistency)
         self._given, self._made = ranges_of(network)
-        self._device = next(network.parameters()).device
+        self._weight = next(network.parameters())
         halves = [_Half(network, part) for part in ("encode", "decode")]
         self._encoder, self._decoder = map(artkernels.fuse, halves) if fused_modules(network) else halves
 
     def _encode(self, frame: Tensor) -> Tensor:
-        features: Tensor = self._encoder(self._given(padded(frame).to(self._device, copy=True)))
+        pixels = padded(frame).to(self._weight.device, self._weight.dtype, copy=True)
+        features: Tensor = self._encoder(self._given(pixels))
         return features
 
     def _decode(self, features: Tensor) -> Tensor:
