@@ -175,6 +175,15 @@ def test_a_job_goes_on_with_what_another_run_has_painted_since_it_was_made(clip)
     assert {path.name for path in clip.path.parent.iterdir()} == {"clip.mp4", "out.mp4"}
 
 
+def test_a_link_in_the_place_of_the_folder_is_not_followed(clip):
+    elsewhere = clip.path.with_name("elsewhere")
+    elsewhere.mkdir()
+    clip.path.with_name("out.mp4.part").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"out\.mp4\.part: a folder of that name, and not of a video"):
+        job(clip, Averages()).run(lambda: None)
+    assert not list(elsewhere.iterdir())
+
+
 def test_a_folder_of_somebody_else_is_left_alone(clip):
     folder = clip.path.with_name("out.mp4.part")
     folder.mkdir()
@@ -248,6 +257,25 @@ def test_what_is_done_behind_is_done_in_order_and_never_lies_in_a_heap():
     assert done == list(range(6))
 
 
+def test_what_waits_behind_a_failure_is_not_done():
+    """FFmpeg crashes if it is to write on after a full disk."""
+    done, go_on = [], threading.Event()
+
+    def fail() -> None:
+        go_on.wait(10)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def begin_both() -> None:
+        with behind() as later:
+            later(fail)
+            later(partial(done.append, "more"))
+            go_on.set()
+
+    with pytest.raises(OSError, match="No space"):
+        begin_both()
+    assert not done
+
+
 def test_flicker_is_the_root_mean_square_of_what_changes_beyond_the_motion(clip):
     quiet, loud = (job(clip, Flickers(by), f"{by}.mp4").run(lambda: None) for by in (0.0, 0.3))
     assert quiet.painted == pytest.approx(quiet.clip)
@@ -311,6 +339,7 @@ def test_the_settings_travel_in_the_video(clip):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"size": 0}, "size must be at least 1 pixel, got 0"),
         ({"start": Fraction(-1)}, "start must be from 0"),
         ({"start": Fraction(2), "end": Fraction(2)}, "end must be after 2 seconds"),
         ({"fps": Fraction(0)}, "fps must be from 0.001 to 1000, got 0"),
@@ -319,7 +348,7 @@ def test_the_settings_travel_in_the_video(clip):
 )
 def test_a_section_that_cannot_be_is_refused(values, words):
     with pytest.raises(UserError, match=words):
-        Section(size=64, **values)
+        Section(**{"size": 64, **values})
 
 
 def test_painting_in_another_thread_s_company_changes_no_number_of_threads(clip):

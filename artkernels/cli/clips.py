@@ -13,8 +13,8 @@ from artkernels.video import Clip, Job
 __all__ = ["frame_of", "is_clip", "paint_clip"]
 
 _SUFFIXES = {
-    *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv"),
-    *(".ts", ".vob", ".webm", ".wmv", ".y4m"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg"),
+    *(".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
 }
 
 

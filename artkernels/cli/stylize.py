@@ -205,7 +205,8 @@ def stylize(
         **({"entry": entry} if entry else {}),
         **painter.settings,
     }
-    of_clips = {"consistency": consistency, "start": start, "end": end, "fps": fps}
+    times = {name: None if (at := getattr(section, name)) is None else float(at) for name in ("start", "end", "fps")}
+    of_clips = {"consistency": consistency, **times}
     works = []
     for photo, subject, path in zip(photos, subjects, outputs, strict=True):
         of_all = {"artkernels": artkernels.__version__, "photo": photo.name, **made_with}

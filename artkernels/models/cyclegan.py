@@ -114,11 +114,11 @@ class ResnetGenerator(nn.Module):
         return translated
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The first half of :meth:`forward`: to what the residual blocks make of them, [N, 4 ngf, H' / 4, W' / 4]."""
+        """The first half of :meth:`forward`, with the residual blocks: to features [N, 4 ngf, H' / 4, W' / 4]."""
         return self._run(pictures, slice(None, -_DECODER))
 
     def decode(self, features: Tensor) -> Tensor:
-        """The second half of :meth:`forward`: the picture of what :meth:`encode` returns."""
+        """The second half: the picture of what :meth:`encode` returns."""
         return self._run(features, slice(-_DECODER, None))
 
     def _run(self, x: Tensor, part: slice) -> Tensor:

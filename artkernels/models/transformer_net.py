@@ -80,7 +80,7 @@ class TransformerNet(nn.Module):
         return cls(transposed="deconv1.weight" in state)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """What is to be painted: pictures as :meth:`forward` takes them to [N, 128, H' / 4, W' / 4]."""
+        """The first half of :meth:`forward`: pictures to features [N, 128, H' / 4, W' / 4]."""
         y = self.relu(self.in1(self.conv1(pictures)))
         y = self.relu(self.in2(self.conv2(y)))
         y = self.relu(self.in3(self.conv3(y)))
@@ -92,7 +92,7 @@ class TransformerNet(nn.Module):
         return features
 
     def decode(self, features: Tensor) -> Tensor:
-        """The picture of what :meth:`encode` returns."""
+        """The second half: the picture of what :meth:`encode` returns."""
         y = self.relu(self.in4(self.deconv1(features)))
         y = self.relu(self.in5(self.deconv2(y)))
         painted: Tensor = self.deconv3(y)

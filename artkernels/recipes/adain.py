@@ -204,8 +204,8 @@ def style_moments(encoder: AdaINEncoder, styles: Sequence[Tensor], shares: Seque
 
 
 def stylized_features(encoder: AdaINEncoder, content: Tensor, style: tuple[Tensor, Tensor], alpha: float) -> Tensor:
-    """What the decoder makes the picture of: the content's features, [1, 512, H / 8, W / 8] rounded up, with the mean
-    and deviation of ``style``, as :func:`style_moments` returns them.
+    """The decoder's input: the content's features, [1, 512, H / 8, W / 8] rounded up, with the mean and deviation of
+    ``style``, as :func:`style_moments` returns them.
     """
     return functional.adaptive_instance_norm(_features(encoder, content), *style, alpha)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
     _Stream = TypeVar("_Stream", VideoStream, AudioStream)
@@ -33,6 +34,7 @@ _GUESSED = {"avi", "mpeg"}  # containers that do not tell when each frame is sho
 _MARGINS = 0, 2, 20  # seconds before a frame to look for the key frame: where it is is not written in every file
 _ROUNDING = Fraction(3, 5)  # of a tick, a little more than half: some files were rounded more than once
 _CLOSEST = Fraction(1, 10_000)  # seconds from a frame to the next: less is an error, and more than MP4's clock can tell
+_LONGEST = Fraction(3600)  # likewise: more is an error, and 2**31 ticks are too many for MP4
 _UNNOTICED = Fraction(1, 4)  # seconds that may be missing at the end: headers are not that exact
 _USUAL_RATE = Fraction(25)  # of streams that have no container and tell none
 _HIGHEST_RATE = 1000  # frames a second; transport streams of a variable rate tell that of their clock, 90000
@@ -43,6 +45,8 @@ class Frame(NamedTuple):
 
     time: Fraction
     """Seconds since the clip's beginning."""
+    duration: Fraction
+    """Seconds that it is shown, as the file has it, and no longer than it was asked for."""
     picture: Tensor
     """[3, H, W], uint8, RGB, upright, with square pixels."""
 
@@ -189,7 +193,7 @@ class Clip:
                 return
             if shot.frame is not source:
                 source, picture = shot.frame, self._to_rgb(shot.frame)
-            yield Frame(shot.time, picture)
+            yield Frame(shot.time, shot.duration if end is None else min(shot.duration, end - shot.time), picture)
         if some:
             raise self._too_late(begin, until)
 
@@ -226,13 +230,14 @@ class Clip:
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[_Shot]:
         import av
 
-        stream.thread_type = "AUTO"
+        decoder = _decoder(stream)
+        decoder.thread_type = "AUTO"
         latest: _Shot | None = None
         for packet in self.packets(container, stream):
             try:
                 # A corrupt packet lacks its end. Its decoder would make something up for that, or fail and take frames
                 # along that other threads are decoding.
-                frames = [] if packet.is_corrupt else packet.decode()
+                frames = [] if packet.is_corrupt else decoder.decode(packet)
                 broken = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
             except av.FFmpegError:
                 frames, broken = [], True
@@ -276,10 +281,10 @@ class Clip:
         exact = self._first + round((time - self._first) * self.rate) / self.rate
         if abs(exact - time) < self._tick * _ROUNDING:
             time = exact
-        if latest is not None and time < latest.time + _CLOSEST:
+        if latest is not None and not _CLOSEST <= time - latest.time <= _LONGEST:
             self.note("some of its frames have no time of their own, put after the one before")
             time = follows
-        return _Shot(time, frame.duration * self._tick or 1 / self.rate, frame)
+        return _Shot(time, min(frame.duration * self._tick, _LONGEST) or 1 / self.rate, frame)
 
 
 def _resampled(shots: Iterator[_Shot], time: Fraction, fps: Fraction) -> Iterator[_Shot]:
@@ -287,13 +292,13 @@ def _resampled(shots: Iterator[_Shot], time: Fraction, fps: Fraction) -> Iterato
     held: _Shot | None = None
     for shot in shots:
         while held is not None and time < shot.time:
-            yield held._replace(time=time)
+            yield held._replace(time=time, duration=1 / fps)
             time += 1 / fps
         if time < shot.time:  # nothing is shown yet
             time += math.ceil((shot.time - time) * fps) / fps
         held = shot
     while held is not None and time < held.time + held.duration:
-        yield held._replace(time=time)
+        yield held._replace(time=time, duration=1 / fps)
         time += 1 / fps
 
 
@@ -338,13 +343,23 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     raise UserError(f"{path}: not a video" + (", only sound" if container.streams.audio else ""))
 
 
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """What decodes the stream: FFmpeg's own decoder, but for VP8 and VP9 with alpha, which that leaves out."""
+    from av import CodecContext
+
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        return stream.codec_context
+    return cast("VideoCodecContext", CodecContext.create(name, "r"))
+
+
 def _start(stream: Stream) -> Fraction | None:
     return None if stream.start_time is None or stream.time_base is None else stream.start_time * stream.time_base
 
 
 def _end(stream: VideoStream) -> Fraction | None:
     """Where the pictures end, in seconds as the file counts them, if the header is true."""
-    if stream.duration is not None and stream.time_base is not None:
+    if stream.duration and stream.time_base is not None:
         return (_start(stream) or 0) + stream.duration * stream.time_base
     # Matroska has the end and not the length, as 00:00:10.040000000
     tag = re.match(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))

@@ -34,7 +34,7 @@ _X264 = {
     "bf": "0",  # no frame waits for a later one, so that parts can be strung together as they are
     "x264-params": "stitchable=1",  # headers that do not depend on the pictures: one for all parts
 }
-_THREADS = 4  # what x264 writes depends on their number, so that it is the same on all machines
+_THREADS = 4  # what x264 writes depends on their number
 _TICKS = 90_000  # a second, at least: MPEG's clock
 _MOST_TICKS = 1_000_000
 
@@ -68,7 +68,7 @@ class Encoder:
         self._tick = _tick(self._rate)
         self._stream: VideoStream | None = None
         self._held: Packet[VideoStream] | None = None  # the latest, whose duration the next one tells
-        self._duration = round(1 / self._rate / self._tick)
+        self._last_duration = 0
         self._latest: int | None = None
 
     def __enter__(self) -> Encoder:
@@ -83,13 +83,14 @@ class Encoder:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def add(self, time: Fraction, picture: Tensor) -> None:
+    def add(self, time: Fraction, picture: Tensor, duration: Fraction | None = None) -> None:
         """Append a frame.
 
         Args:
             time: seconds, later than that of the frame before.
             picture: [3, H, W], RGB in [0, 1], on any device; all of one size. An odd side gets its last row or column
                 once more, since yuv420p has one colour for two by two pixels.
+            duration: seconds that it is shown if it is the last; None: as the rate has it.
         """
         frame = self._to_yuv(picture)
         if self._stream is None:
@@ -104,6 +105,7 @@ class Encoder:
         if self._latest is not None and frame.pts <= self._latest:
             raise ValueError(f"a frame for {float(time):g} seconds, a time after that of the frame before is needed")
         self._latest = frame.pts
+        self._last_duration = max(1, round((duration or 1 / self._rate) / self._tick))
         self._mux(stream.encode(frame))
 
     def _begun(self, frame: VideoFrame) -> VideoStream:
@@ -118,7 +120,7 @@ class Encoder:
     def _mux(self, packets: list[Packet[VideoStream]]) -> None:
         for packet in packets:
             if self._held is not None:
-                self._duration = self._held.duration = _stamp(packet) - _stamp(self._held)
+                self._held.duration = _stamp(packet) - _stamp(self._held)
                 self._container.mux_one(self._held)
             self._held = packet
 
@@ -129,7 +131,7 @@ class Encoder:
             raise ValueError("a video needs at least one frame")
         self._mux(self._stream.encode())
         if self._held is not None:
-            self._held.duration = self._duration
+            self._held.duration = self._last_duration
             self._container.mux_one(self._held)
 
 
@@ -159,6 +161,25 @@ def join(
     import av
 
     start = Fraction(start)
+    try:
+        _join(parts, output, clip, start, end, settings)
+    except av.FFmpegError:
+        if clip is None or not clip.has_audio:
+            raise
+        clip.note("its sound cannot be kept, damaged")
+        _join(parts, output, None, start, end, settings)
+
+
+def _join(
+    parts: Sequence[Path],
+    output: Path,
+    clip: Clip | None,
+    start: Fraction,
+    end: Fraction | None,
+    settings: dict[str, Any] | None,
+) -> None:
+    import av
+
     with ExitStack() as stack:
         first = stack.enter_context(av.open(f"file:{parts[0]}")).streams.video[0]
         tick = first.time_base or Fraction(1, _TICKS)

@@ -71,7 +71,7 @@ def require_cv2() -> None:
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        raise UserError("to paint a video needs one more package (pip install opencv-python-headless)") from error
+        raise UserError("painting a video needs one more package (pip install opencv-python-headless)") from error
 
 
 def warp(before: Tensor, flow: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Section:
     """What is taken of a clip.
 
     Attributes:
-        size: the longer side of the frames that are painted, in pixels.
+        size: the longer side of the frames that are painted, in pixels, at least 1.
         start: seconds from the clip's beginning, >= 0.
         end: likewise, above ``start``; None: the clip's.
         fps: frames a second, from 0.001 to 1000; None: the clip's own frames at their own times.
@@ -52,6 +52,8 @@ class Section:
     fps: Fraction | None = None
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"size must be at least 1 pixel, got {self.size}")
         if self.start < 0:
             raise UserError(f"start must be from 0 seconds up, got {float(self.start):g}")
         if self.end is not None and self.end <= self.start:
@@ -78,6 +80,7 @@ class _Seen(NamedTuple):
     """A frame, and what it has to do with the one before; ``error`` is the clip's own warping error."""
 
     time: Fraction
+    duration: Fraction
     picture: Tensor
     motion: Motion | None
     error: float
@@ -137,7 +140,7 @@ class Job:
         require_cv2()
         clip.frames(section.start, section.end, section.fps)  # an error if it ends before
         self.folder = output.with_name(f"{output.name}.part")
-        marks = {str(path): _mark(path) for path in (clip.path, *inputs)}
+        marks = {str(path.resolve()): _mark(path) for path in (clip.path, *inputs)}
         self._job: dict[str, Any] = json.loads(json.dumps({**made_with, **marks}))
         self._state = self._kept()
 
@@ -202,7 +205,7 @@ class Job:
         part, rate = self._part(len(self._state.parts)), self.section.fps or self.clip.rate
         with Encoder(part, rate) as encoder, behind() as later:
             for seen in chain([first], some):
-                later(partial(encoder.add, seen.time, self._paint(seen)))
+                later(partial(encoder.add, seen.time, self._paint(seen), seen.duration))
                 on_frame()
         self._state.parts.append(part.stat().st_size)
         self._state.damage = list(self.clip.damage)
@@ -250,7 +253,7 @@ class Job:
             move = None if before is None else motion(before, picture)
             if frame.time != last:
                 error = 0.0 if before is None or move is None else warping_error(before, picture, move)
-                yield _Seen(frame.time, picture, move, error)
+                yield _Seen(frame.time, frame.duration, picture, move, error)
             before = picture
 
 
@@ -265,7 +268,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Keep ``folder``, made if need be, from other processes. The lock of one that is killed goes with it."""
     with ExitStack() as stack:
         try:
-            if folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir()):
+            foreign = folder.is_dir() and not (folder / _LOCK).exists() and any(folder.iterdir())
+            if foreign or folder.is_symlink():
                 raise UserError(f"{folder}: a folder of that name, and not of a video that is painted, is in the way")
             folder.mkdir(exist_ok=True)
             lock = stack.enter_context((folder / _LOCK).open("w"))

@@ -26,6 +26,7 @@ __all__ = ["add_sound"]
 _COPIED = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}  # what players know in MP4
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 _AAC_BITS = 96_000  # a second and channel
+_ANEW, _LEAP = Fraction(1, 2), Fraction(3600)  # seconds back, and ahead, from which on they are not believed
 _SLACK = Fraction(1, 50)  # seconds that time stamps may be wrong by before samples are left out or silence is put in
 
 
@@ -50,7 +51,7 @@ def add_sound(
         clip.note("its sound is of a kind that cannot be read, left out")
         return iter(())
     if stream.codec_context.codec.canonical_name in _COPIED and _fits(stream):
-        return _copied(packets, output.add_stream_from_template(stream, opaque=True), clip.origin, start, end)
+        return _copied(packets, output.add_stream_from_template(stream, opaque=True), clip, start, end)
     encoded = output.add_stream("aac", rate=stream.rate if stream.rate in _AAC_RATES else 48_000)
     encoded.layout = "mono" if stream.channels == 1 else "5.1" if stream.channels == 6 else "stereo"
     encoded.bit_rate = _AAC_BITS * encoded.channels
@@ -70,23 +71,42 @@ def _fits(stream: AudioStream) -> bool:
     return True
 
 
-def _copied(packets: _Packets, copy: AudioStream, origin: Fraction, start: Fraction, end: Fraction | None) -> _Packets:
+class _Clock:
+    """Goes on where times begin anew, as in transport streams that were joined, or leap ahead."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self._ahead = self.after = Fraction(0)  # of the stamps; and where the next one begins
+        self._begun = False
+
+    def __call__(self, stamp: Fraction | None, duration: Fraction) -> Fraction:
+        """The time of what is stamped with ``stamp``, seconds as the file counts them, and lasts for ``duration``."""
+        after = self.after
+        time = after if stamp is None else stamp - self._clip.origin + self._ahead
+        if self._begun and not -_ANEW < time - after < _LEAP:
+            self._clip.note("some of its sound has no time of its own, put after what came before")
+            self._ahead, time = self._ahead + after - time, after
+        self.after, self._begun = time + duration, True
+        return time
+
+
+def _copied(packets: _Packets, copy: AudioStream, clip: Clip, start: Fraction, end: Fraction | None) -> _Packets:
     """Those that sound between ``start`` and ``end``; what the first has before ``start`` is at a negative time."""
     rate = copy.rate
-    after = Fraction(0)  # where a packet that has no time stamp begins
+    clock = _Clock(clip)
     latest: int | None = None
     for packet in packets:
         stamp = packet.pts if packet.pts is not None else packet.dts
-        time = after if stamp is None else stamp * packet.time_base - origin
-        after = time + (packet.duration or 0) * packet.time_base
+        seconds = None if stamp is None else stamp * packet.time_base
+        time = clock(seconds, (packet.duration or 0) * packet.time_base)
         if end is not None and time >= end:
             return
         pts = round((time - start) * rate)
-        if not packet.size or (start and after < start) or (latest is not None and pts <= latest):
+        if not packet.size or (start and clock.after < start) or (latest is not None and pts <= latest):
             continue
         packet.time_base = Fraction(1, rate)
         packet.pts = packet.dts = latest = pts
-        packet.duration = round((after - time) * rate)
+        packet.duration = round((clock.after - time) * rate)
         packet.stream = copy
         yield packet
 
@@ -137,24 +157,27 @@ def _samples(packets: _Packets, encoded: AudioStream, clip: Clip) -> Iterator[tu
     import av
     from av.audio.resampler import AudioResampler
 
+    clock = _Clock(clip)
     resampler: AudioResampler | None = None
     kind: tuple[str, str, int] | None = None
     for packet in packets:
+        resampled: list[AudioFrame] = []
         try:
-            frames = packet.decode()
-        except av.FFmpegError:
+            for frame in packet.decode():
+                if resampler is None or kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+                    kind = frame.format.name, frame.layout.name, frame.sample_rate
+                    resampler = AudioResampler("fltp", encoded.layout.name, encoded.rate)
+                resampled += resampler.resample(frame)
+        except (av.FFmpegError, ValueError):  # the latter of formats that are none
             clip.note("its sound is damaged, silent where it cannot be read")
-            continue
-        for frame in frames:
-            if resampler is None or kind != (frame.format.name, frame.layout.name, frame.sample_rate):
-                kind = frame.format.name, frame.layout.name, frame.sample_rate
-                resampler = AudioResampler("fltp", encoded.layout.name, encoded.rate)
-            yield from _timed(resampler.resample(frame), clip.origin)
+            resampler = None
+        yield from _timed(resampled, clock)
     if resampler is not None:
-        yield from _timed(resampler.resample(None), clip.origin)
+        yield from _timed(resampler.resample(None), clock)
 
 
-def _timed(frames: list[AudioFrame], origin: Fraction) -> Iterator[tuple[Fraction, _Samples]]:
+def _timed(frames: list[AudioFrame], clock: _Clock) -> Iterator[tuple[Fraction, _Samples]]:
     for frame in frames:
         if frame.pts is not None and frame.time_base is not None:
-            yield frame.pts * frame.time_base - origin, frame.to_ndarray().astype(np.float32, copy=False)
+            time = clock(frame.pts * frame.time_base, Fraction(frame.samples, frame.sample_rate))
+            yield time, frame.to_ndarray().astype(np.float32, copy=False)

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -41,14 +42,24 @@ def ahead(items: Iterable[T], count: int = _COUNT) -> Generator[T]:
 def behind(count: int = _COUNT) -> Iterator[Callable[[Callable[[], object]], None]]:
     """A function that has others called in a thread of their own, in order; it waits while ``count`` are not done.
 
-    What they raise is raised by a later call, or at the end, when all are done.
+    What they raise is raised by a later call, or at the end; those after one that raised are left out.
     """
     waiting: deque[Future[object]] = deque()
+    failed = Event()
+
+    def done(work: Callable[[], object]) -> None:
+        if failed.is_set():
+            return
+        try:
+            work()
+        except BaseException:
+            failed.set()
+            raise
 
     def later(work: Callable[[], object]) -> None:
         if len(waiting) == count:
             waiting.popleft().result()
-        waiting.append(thread.submit(work))
+        waiting.append(thread.submit(done, work))
 
     with _worker() as thread:
         yield later
