@@ -8,6 +8,9 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*)
 PY_SOURCES := artkernels benchmarks examples tests setup.py
 CPP_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/* csrc/*/* tests/*))
 EMULATED := build/emulated
+# Most tests keep one core busy. A process of them takes up to 4 GB.
+TEST_PROCESSES ?= 2
+PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 # What runs a second time, through the CUDA kernels.
 OP_TESTS := tests/test_conv_act.py tests/test_conv_backward.py tests/test_conv_norm_act.py \
   tests/test_conv_transpose.py tests/test_feature_statistics.py tests/test_gram.py tests/test_norm_act.py \
@@ -51,18 +54,19 @@ demo: $(VENV)/.installed  ## draw, train, fine-tune, sample, stylise: out/demo/ 
 test test-emulated test-cuda: export OMP_WAIT_POLICY := passive
 
 test: $(VENV)/.installed  ## the CPU tests and the emulated CUDA tests that fit in CI
-	$(BIN)/pytest tests -m "not slow"
+	$(BIN)/pytest tests -m "not slow and not alone" $(PARALLEL)
+	$(BIN)/pytest tests -m "alone and not slow"
 	@if $(BIN)/python -c 'import artkernels as a, sys; sys.exit(not a.build_info()["cuda"])'; \
 	then $(MAKE) --no-print-directory test-emulated; \
 	else echo "artkernels: neither a CUDA toolkit nor nvcc from pip: the CUDA tests were not run"; fi
 
 .PHONY: test-emulated
 test-emulated: emulated
-	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not slow and not cpu_only" --emulator-seeds 0
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not slow and not cpu_only" --emulator-seeds 0 $(PARALLEL)
 
 test-cuda: emulated  ## all emulated CUDA tests: every check on, three schedules
-	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not cpu_only" --emulator-seeds 0,1,7
-	$(BIN)/pytest tests/test_cuda_*.py tests/cuda_emulator/tests
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest $(OP_TESTS) -m "not cpu_only" --emulator-seeds 0,1,7 $(PARALLEL)
+	$(BIN)/pytest tests/test_cuda_*.py tests/cuda_emulator/tests $(PARALLEL)
 
 bench: $(VENV)/.installed  ## ours against stock PyTorch and inference engines: out/bench/report.html
 	$(BIN)/artkernels bench --report out/bench

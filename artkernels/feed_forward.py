@@ -18,7 +18,7 @@ from artkernels.recipes.style_transfer import TileSide, memory_available
 from artkernels.tiling import Affine, OnProgress, Photograph, Plan, Tiling, feature_map, pixels_of, progress_of, run
 from artkernels.training.runs import METADATA_KEY, latest_snapshots
 
-__all__ = ["MULTIPLE", "Trained", "check", "load_trained", "padded", "paint", "ranges_of", "tiling"]
+__all__ = ["MULTIPLE", "Trained", "check", "load_trained", "padded", "paint", "plan_of", "ranges_of", "tiling"]
 
 _METHODS = {"fast-style": TransformerNet, "adain": AdaINDecoder, "cyclegan": ResnetGenerator}
 _RANGES = {TransformerNet: (Affine(255), Affine(1 / 255)), ResnetGenerator: (Affine(2, -1), Affine(0.5, 0.5))}
@@ -180,6 +180,18 @@ def padded(pictures: Tensor) -> Tensor:
     return TF.pad(pictures, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="reflect")
 
 
+def plan_of(network: nn.Module, photo: Tensor, tiling: Tiling) -> Plan:
+    """How ``network`` paints ``photo`` [3, H, W] in bands.
+
+    Raises:
+        UserError: the memory is not enough for ``tiling``.
+    """
+    weight = next(network.parameters())
+    given, _ = ranges_of(network)
+    photograph = Photograph(photo, given, MULTIPLE, weight.device, weight.dtype)
+    return Plan(feature_map(network, photograph), tiling, weight.device, weight.dtype)
+
+
 @torch.inference_mode()
 def paint(
     network: nn.Module, photo: Tensor, tiling: Tiling | None = None, on_progress: OnProgress | None = None
@@ -208,8 +220,7 @@ def paint(
         if on_progress is not None:
             on_progress(1.0)
         return painted.clamp(0, 1)
-    photographs = [Photograph(image, given, MULTIPLE, weight.device, weight.dtype) for image in photo]
-    plans = [Plan(feature_map(network, of_one), tiling, weight.device, weight.dtype) for of_one in photographs]
+    plans = [plan_of(network, image, tiling) for image in photo]
     on_work = progress_of(plans, on_progress)
     painted = torch.empty(photo.shape)
     for plan, result in zip(plans, painted, strict=True):

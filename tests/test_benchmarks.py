@@ -21,6 +21,8 @@ from artkernels.benchmarks.runner import Request, contests, run
 from artkernels.cli import run as command
 from artkernels.errors import UserError
 
+pytestmark = pytest.mark.alone
+
 SMALL = ((2, 32, 4, 4),)
 
 

@@ -16,9 +16,9 @@ from artkernels.checkpoints import load_adain_encoder, load_vgg19
 from artkernels.errors import UserError
 from artkernels.feed_forward import Trained
 from artkernels.models import AdaINDecoder
-from artkernels.recipes.adain import adain_stylize
+from artkernels.recipes.adain import adain_stylize, plans_of
 from artkernels.recipes.style_transfer import Previous, Progress, Settings, TileSide, check, stylize
-from artkernels.tiling import OnProgress
+from artkernels.tiling import OnProgress, Tiling
 from artkernels.video import AdaINFrames, FramePainter, NetworkFrames, OptimisedFrames
 
 __all__ = ["Painter", "by_adain", "by_network", "by_optimisation"]
@@ -104,15 +104,20 @@ def by_network(
     """
     network = artkernels.fuse(trained.network.to(device), inplace=True)
 
+    def tiling_of(photo: Tensor) -> Tiling | None:
+        height, width = photo.shape[-2:]
+        return feed_forward.tiling(height, width, device, tile, max_memory)
+
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
         photo = images.resize(picture, size)
-        height, width = photo.shape[-2:]
-        tiling = feed_forward.tiling(height, width, device, tile, max_memory)
         with _progress_bar(made_with) as on_progress:
-            return feed_forward.paint(network, photo, tiling, on_progress)
+            return feed_forward.paint(network, photo, tiling_of(photo), on_progress)
 
     def check(picture: Tensor) -> None:
         feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
+        photo = _of_size(picture, size)
+        if (tiling := tiling_of(photo)) is not None:
+            feed_forward.plan_of(network, photo[0], tiling)
 
     def frames(picture: Tensor, consistency: float) -> FramePainter:
         _check_frame(picture, size, device, tile, max_memory)
@@ -147,15 +152,21 @@ def by_adain(
             painting, max(painting.shape[-2:]), device, "style picture", tile=tile, max_memory=max_memory
         )
 
+    def tiling_of(photo: Tensor) -> Tiling | None:
+        height, width = max((photo, *paintings), key=Tensor.numel).shape[-2:]
+        return feed_forward.tiling(height, width, device, tile, max_memory)
+
     def paint(picture: Tensor, path: Path, made_with: dict[str, Any]) -> Tensor:
         photo = images.resize(picture, size)
-        height, width = max((photo, *paintings), key=Tensor.numel).shape[-2:]
-        tiling = feed_forward.tiling(height, width, device, tile, max_memory)
+        looks = paintings, shares, alpha, preserve_color
         with _progress_bar(made_with) as on_progress:
-            return adain_stylize(encoder, decoder, photo, paintings, shares, alpha, preserve_color, tiling, on_progress)
+            return adain_stylize(encoder, decoder, photo, *looks, tiling_of(photo), on_progress)
 
     def check(picture: Tensor) -> None:
         feed_forward.check(picture, size, device, tile=tile, max_memory=max_memory)
+        photo = _of_size(picture, size)
+        if (tiling := tiling_of(photo)) is not None:
+            plans_of(encoder, decoder, photo, paintings, alpha, tiling)
 
     def frames(picture: Tensor, consistency: float) -> FramePainter:
         _check_frame(picture, size, device, tile, max_memory)
@@ -166,6 +177,11 @@ def by_adain(
     settings = {**_settings(trained, size), "style_shares": shares, "alpha": alpha, "preserve_color": preserve_color}
     inputs = [trained.file] if encoder_file is None else [trained.file, encoder_file]
     return Painter(settings, inputs, check, paint, frames)
+
+
+def _of_size(picture: Tensor, size: int) -> Tensor:
+    """Something of the shape of a picture that is scaled, in no memory."""
+    return picture.new_empty(1).expand(1, 3, *images.scaled(picture, size))
 
 
 @contextmanager

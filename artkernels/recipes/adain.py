@@ -34,7 +34,7 @@ from artkernels.training.options import TrainingOptions, option
 from artkernels.training.recipe import Batch, Losses, Phase, Recipe
 from artkernels.training.runs import STATE, read_options
 
-__all__ = ["AdaIN", "AdaINOptions", "adain_stylize", "style_moments", "stylized_features"]
+__all__ = ["AdaIN", "AdaINOptions", "adain_stylize", "plans_of", "style_moments", "stylized_features"]
 
 _CONTENT_WEIGHT, _STYLE_WEIGHT = 1.0, 10.0  # naoto0804/pytorch-AdaIN's
 _DECAY = 5e-5  # of the learning rate: 1 / (1 + _DECAY * step)
@@ -216,6 +216,30 @@ def _features(encoder: AdaINEncoder, picture: Tensor) -> Tensor:
     return features
 
 
+def plans_of(
+    encoder: AdaINEncoder,
+    decoder: AdaINDecoder,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    alpha: float,
+    tiling: Tiling,
+) -> tuple[AdaptiveNormalisation, Plan, list[Plan]]:
+    """How :func:`adain_stylize` paints in bands: what needs the style's statistics, the picture, and the paintings.
+
+    Raises:
+        UserError: the memory is not enough for ``tiling``.
+    """
+    weight = next(encoder.parameters())
+    where = weight.device, weight.dtype
+
+    def features(picture: Tensor) -> FeatureMap:
+        return feature_map(encoder, Photograph(picture[0].expand(3, -1, -1), device=where[0], dtype=where[1]))
+
+    target = AdaptiveNormalisation(features(content), alpha)
+    plan = Plan(feature_map(decoder, target), tiling, *where)
+    return target, plan, [Plan(features(style), tiling, *where) for style in styles]
+
+
 def _paint_in_bands(
     encoder: AdaINEncoder,
     decoder: AdaINDecoder,
@@ -226,15 +250,7 @@ def _paint_in_bands(
     tiling: Tiling,
     on_progress: OnProgress | None,
 ) -> Tensor:
-    weight = next(encoder.parameters())
-    where = weight.device, weight.dtype
-
-    def features(picture: Tensor) -> FeatureMap:
-        return feature_map(encoder, Photograph(picture[0].expand(3, -1, -1), device=where[0], dtype=where[1]))
-
-    target = AdaptiveNormalisation(features(content), alpha)
-    plan = Plan(feature_map(decoder, target), tiling, *where)
-    style_plans = [Plan(features(style), tiling, *where) for style in styles]
+    target, plan, style_plans = plans_of(encoder, decoder, content, styles, alpha, tiling)
     on_work = progress_of([*style_plans, plan], on_progress)
     target.style = _mixed([statistics(of_style, on_work, unbiased=True) for of_style in style_plans], shares)
     painted = torch.empty(1, 3, *content.shape[-2:], dtype=content.dtype)
