@@ -124,7 +124,7 @@ def check(
         if available is not None and needed > available:
             raise UserError(
                 f"{width}x{height} pixels would need about {needed / 2**30:.1f} GiB of memory and "
-                f"{available / 2**30:.1f} GiB are available: choose a smaller size"
+                f"{max(available, 0) / 2**30:.1f} GiB are available: choose a smaller size"
             )
     if min(height, width) < _SMALLEST_SIDE:
         raise UserError(

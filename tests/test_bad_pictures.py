@@ -13,10 +13,12 @@ import torch
 from PIL import Image, ImageCms
 
 from artkernels import cli, images
-from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
+from artkernels.cli import painters
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from noise import noise
+from painting_networks import link_networks, save_networks
 from random_vgg import random_vgg
 
 pytestmark = pytest.mark.cpu_only
@@ -69,13 +71,31 @@ def tiff_of_16_bits(pixels: np.ndarray, order: str) -> bytes:
     return header + bytes(4) + struct.pack(order + "HHH", 16, 16, 16) + pixels.astype(order + "u2").tobytes()
 
 
-def red_and_green_swapped() -> bytes:
-    """An ICC profile: that of sRGB, whose red is green."""
+def srgb_and_its_tags() -> tuple[bytearray, dict[str, slice]]:
+    """The ICC profile of sRGB, and where in it each tag has its content."""
     srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     places = {srgb[at : at + 4].decode(): struct.unpack(">II", srgb[at + 4 : at + 12]) for at in range(132, 264, 12)}
-    (red, size), (green, _) = places["rXYZ"], places["gXYZ"]
-    srgb[red : red + size], srgb[green : green + size] = srgb[green : green + size], srgb[red : red + size]
-    return bytes(srgb).replace("sRGB".encode("utf-16-be"), "ours".encode("utf-16-be"))  # its name is believed
+    return srgb, {tag: slice(first, first + size) for tag, (first, size) in places.items()}
+
+
+def red_and_green_swapped() -> bytes:
+    """An ICC profile: that of sRGB, whose red is green."""
+    srgb, tags = srgb_and_its_tags()
+    srgb[tags["rXYZ"]], srgb[tags["gXYZ"]] = srgb[tags["gXYZ"]], srgb[tags["rXYZ"]]
+    return bytes(srgb)
+
+
+def linear() -> bytes:
+    """An ICC profile: that of sRGB, whose levels are proportional to light."""
+    srgb, tags = srgb_and_its_tags()
+    for tag in ("rTRC", "gTRC", "bTRC"):
+        srgb[tags[tag]] = b"curv".ljust(tags[tag].stop - tags[tag].start, b"\0")  # of no points
+    return bytes(srgb)
+
+
+def of_light(colour: tuple[int, ...]) -> tuple[int, ...]:
+    """The levels that sRGB, IEC 61966-2-1, has for light of levels from 1 to 255."""
+    return tuple(round(255 * (1.055 * (level / 255) ** (1 / 2.4) - 0.055)) for level in colour)
 
 
 def lab() -> Image.Image:
@@ -146,6 +166,7 @@ KINDS: dict[str, tuple[Image.Image | bytes, tuple[int, ...], tuple[int, ...], di
     "gamut-alpha.png": (CLEAR_SEA, GREENISH, WHITE, GAMUT),
     "gamut-palette.png": (palette(), GREENISH, PURPLE, GAMUT),
     "gamut-of-colours-in-grey.png": (halves("L", 60, 204), DARK, LIGHT, GAMUT),
+    "linear.png": (halves(), of_light(RUST), of_light(SEA), {"icc_profile": linear()}),
     "gamut-damaged.png": (halves(), RUST, SEA, {"icc_profile": b"nonsense"}),
 }
 
@@ -181,28 +202,18 @@ def write(path: Path, content: Image.Image | bytes, options: dict[str, Any] | No
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> Path:
-    """A folder of networks with weights by chance."""
-    folder = tmp_path_factory.mktemp("networks")
-    for name, network in [
-        ("fast.pth", TransformerNet()),
-        ("cycle.pth", ResnetGenerator(ngf=4, n_blocks=1)),
-        ("encoder.pth", AdaINEncoder()),
-        ("decoder.pth", AdaINDecoder()),
-    ]:
-        torch.save(network.state_dict(), folder / name)
-    return folder
+    return save_networks(tmp_path_factory.mktemp("networks"))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, networks) -> Path:
     """The current folder, with a photograph, a painting, networks, and a folder for results."""
-    for network in networks.iterdir():
-        (tmp_path / network.name).symlink_to(network)
-    for name in ("photo.png", "style.png"):
-        Image.effect_noise((50, 41), 80).convert("RGB").save(tmp_path / name)
+    link_networks(networks, tmp_path)
+    for seed, name in enumerate(("photo.png", "style.png")):
+        noise((50, 41), seed).save(tmp_path / name)
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["artkernels.cli.stylize"], "load_vgg19", lambda *_, **__: random_vgg(slim=True))
+    monkeypatch.setattr(painters, "load_vgg19", lambda *_, **__: random_vgg(slim=True))
     return tmp_path
 
 
@@ -291,11 +302,12 @@ def test_a_picture_that_may_not_be_read_is_one_sentence(folder, capsys):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(400, 32), (33, 401)])
 def test_a_thin_picture_is_painted_at_once_and_in_parts(folder, method, shape):
-    Image.effect_noise(shape, 80).convert("RGB").save(folder / "thin.png")
+    noise(shape, 2).save(folder / "thin.png")
     painted = []
     for tile in ("off", "auto", "40"):
         assert stylize(method, ["thin.png"], ["style.png"], "--size", str(max(shape)), "--tile", tile) == 0
         painted.append(np.asarray(Image.open("out/thin.png")).astype(int))
     assert painted[0].shape[:2] == shape[::-1]
+    assert painted[0].std((0, 1)).min() > 10  # of 255: what has no contrast is the same in any way
     for other in painted[1:]:
         assert np.abs(other - painted[0]).max() <= 1

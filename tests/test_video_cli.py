@@ -1,12 +1,11 @@
 """artkernels stylize on videos: the video asked for, with its sound, or one sentence why not."""
 
-import importlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,26 +14,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from artkernels import cli
+from artkernels import cli, images
+from artkernels.cli import painters
 from artkernels.cli.values import parse_rate, parse_time
 from artkernels.errors import UserError
-from artkernels.models import AdaINDecoder, AdaINEncoder, ResnetGenerator, TransformerNet
-from artkernels.video import Clip, Encoder
+from artkernels.recipes.style_memory import memory_in_use
+from artkernels.video import Clip, Encoder, Job
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from noise import noise
+from painting_networks import NETWORKS, link_networks, save_networks
 from random_vgg import random_vgg
 from video_frames import assert_same_video, moving_noise
 
 pytestmark = pytest.mark.cpu_only
 
-MODELS = {
-    "fast.pth": TransformerNet,
-    "cycle.pth": lambda: ResnetGenerator(ngf=4, n_blocks=1),
-    "encoder.pth": AdaINEncoder,
-    "decoder.pth": AdaINDecoder,
-}
 WITH = {
     "optimize": ["--style", "style.png", "--steps", "2"],
     "fast-style": ["--model", "fast.pth"],
@@ -44,24 +41,27 @@ WITH = {
 SIZE = ["--size", "48"]
 
 
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    return save_networks(tmp_path_factory.mktemp("networks"))
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch, networks) -> Path:
     """The current folder, with a clip of 8 frames, a photograph, a painting and networks."""
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("artkernels.cli.stylize")
-    monkeypatch.setattr(module, "load_vgg19", lambda *_, **__: random_vgg(slim=True))
-    for name in ("photo.png", "style.png"):
-        Image.effect_noise((50, 41), 80).convert("RGB").save(tmp_path / name)
-    for name, make in MODELS.items():
-        torch.save(make().state_dict(), tmp_path / name)
-    write_clip(tmp_path / "clip.mp4")
+    monkeypatch.setattr(painters, "load_vgg19", lambda *_, **__: random_vgg(slim=True))
+    for seed, name in enumerate(("photo.png", "style.png")):
+        noise((50, 41), seed).save(tmp_path / name)
+    link_networks(networks, tmp_path)
+    write_clip(tmp_path / "clip.mp4", moving_noise(8, 48, 64))
     return tmp_path
 
 
-def write_clip(path: Path, height: int = 48, width: int = 64) -> None:
+def write_clip(path: Path, pictures: Iterable[Tensor]) -> None:
     with Encoder(path, Fraction(8)) as encoder:
-        for index, frame in enumerate(moving_noise(8, height, width)):
-            encoder.add(Fraction(index, 8), frame[0])
+        for index, picture in enumerate(pictures):
+            encoder.add(Fraction(index, 8), picture[0])
 
 
 def stylize(*options: str) -> int:
@@ -69,7 +69,7 @@ def stylize(*options: str) -> int:
 
 
 def made(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"clip.mp4", "photo.png", "style.png", *MODELS}
+    return {path.name for path in folder.iterdir()} - {"clip.mp4", "photo.png", "style.png", *NETWORKS}
 
 
 def frames(path: str) -> list[np.ndarray]:
@@ -91,13 +91,18 @@ def test_every_method_paints_a_clip_frame_by_frame_and_prints_its_flicker(folder
     assert (made_with["method"], made_with["photo"], made_with["consistency"]) == (method, "clip.mp4", 0.7)
 
 
-def test_a_frame_is_what_the_command_makes_of_it_as_a_photograph(folder):
-    assert stylize("clip.mp4", *WITH["fast-style"], *SIZE, "--consistency", "0", "--output", "out.mp4") == 0
-    picture = next(iter(Clip(Path("clip.mp4")).frames())).picture
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save("first.png")
-    assert stylize("first.png", *WITH["fast-style"], *SIZE, "--output", "first-painted.png") == 0
-    wanted = np.asarray(Image.open("first-painted.png")).astype(int)
-    assert np.abs(frames("out.mp4")[0] - wanted).mean() < 12  # H.264 keeps a quarter of the colours of noise
+@pytest.mark.parametrize("method", WITH)
+def test_a_frame_is_what_the_command_makes_of_it_as_a_photograph(folder, method):
+    assert stylize("clip.mp4", *WITH[method], *SIZE, "--consistency", "0", "--output", "out.mp4") == 0
+    Path("out").mkdir()
+    photos = [f"{index}.png" for index in range(8)]
+    for name, frame in zip(photos, Clip(Path("clip.mp4")).frames(), strict=True):
+        Image.fromarray(frame.picture.permute(1, 2, 0).numpy()).save(name)
+    assert stylize(*photos, *WITH[method], *SIZE, "--output", "out") == 0
+    painted = [images.load(Path("out", name)) for name in photos]
+    assert min(picture.std((-2, -1)).min() for picture in painted) > 0.05
+    write_clip(Path("wanted.mp4"), painted)
+    assert_same_video(Path("out.mp4"), Path("wanted.mp4"))
 
 
 @pytest.mark.parametrize(("height", "width"), [(47, 63), (48, 63), (47, 64)])
@@ -160,7 +165,7 @@ def test_a_truncated_clip_is_painted_as_far_as_it_goes_and_the_end_is_missed(fol
         (["clip.mp4", *WITH["optimize"], "--save-every", "1"], "--save-every is an option of pictures"),
         (["clip.mp4", *WITH["cyclegan"], "--output", "out.png"], "the name must end in .mp4"),
         (["clip.mp4", *WITH["cyclegan"], "--output", "absent/out.mp4"], "the folder absent does not exist"),
-        (["clip.mp4", *WITH["cyclegan"], "--output", "clip.mp4"], "would overwrite a picture that it is made of"),
+        (["clip.mp4", *WITH["cyclegan"], "--output", "clip.mp4"], "would overwrite a file that it is made of"),
         (["clip.mp4", *WITH["cyclegan"], "--fps", "fast"], "--fps must be a number of frames a second"),
         (["clip.mp4", *WITH["cyclegan"], "--fps", "0"], "fps must be from 0.001 to 1000, got 0"),
         (["clip.mp4", *WITH["cyclegan"], "--start", "x"], "--start must be seconds or H:MM:SS"),
@@ -203,8 +208,9 @@ def test_wrong_input_is_told_in_one_sentence_and_leaves_nothing(folder, capsys, 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_clip_goes_on_with_the_same_command(folder, capsys, kill):
-    shutil.copy("clip.mp4", "whole.mp4")
-    options = ["--model", "fast.pth", "--size", "48", "--fps", "160", "--device", "cpu"]
+    count = 240  # the first 32 are kept, the others take the second in which to see it and to send the signal
+    write_clip(folder / "clip.mp4", moving_noise(count, 48, 64))
+    options = [*WITH["cyclegan"], *SIZE, "--consistency", "0.95", "--device", "cpu"]
     command = [sys.executable, "-m", "artkernels", "stylize", "clip.mp4", *options, "--output", "out.mp4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
@@ -218,12 +224,69 @@ def test_an_interrupted_clip_goes_on_with_the_same_command(folder, capsys, kill)
         assert "the same command goes on from there" in error
     assert not Path("out.mp4").exists()
     done = torch.load("out.mp4.part/state.pt", weights_only=True)["frames"]
-    assert 0 < done < 160
+    assert 0 < done < count
 
     assert cli.run(command[3:]) == 0
-    assert made(folder) == {"out.mp4", "whole.mp4"}
+    assert made(folder) == {"out.mp4"}
     assert cli.run(["stylize", "clip.mp4", *options, "--output", "whole.mp4"]) == 0
+    _, flicker, _, flicker_of_whole = capsys.readouterr().out.splitlines()
+    assert flicker == flicker_of_whole
+    assert np.array(frames("out.mp4")).std((1, 2)).min() > 10  # of 255
     assert_same_video(Path("out.mp4"), Path("whole.mp4"))
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM])
+def test_a_clip_stops_at_the_next_frame_if_what_a_signal_raises_is_lost(folder, monkeypatch, kill):
+    run, painted = Job.run, []
+
+    def lose(job: Job, on_frame: Callable[[], object]) -> object:
+        def on_frame_and_signal() -> None:
+            on_frame()
+            painted.append(job.frames)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(kill)
+
+        return run(job, on_frame_and_signal)
+
+    monkeypatch.setattr(Job, "run", lose)
+    assert stylize("clip.mp4", *WITH["cyclegan"], *SIZE) == 130
+    assert painted == [1]
+    assert made(folder) == set()
+
+
+@pytest.mark.parametrize("method", WITH)
+def test_a_clip_is_painted_in_the_memory_allowed_or_refused_beforehand(folder, capsys, monkeypatch, method):
+    command = ["clip.mp4", *WITH[method], "--output", "out.mp4", "--max-memory"]
+    too_little = f"{memory_in_use(torch.device('cpu')) // 2**20 + 500}MiB"  # 2000x1500 pixels take more
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "run", None)  # what would be refused there only comes too late
+        assert stylize(*command, too_little, "--size", "2000") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("artkernels: 2000x1500 pixels would need about ")
+    assert captured.err.count("\n") == 1
+    assert made(folder) == set()
+    assert stylize(*command, "100GB", *SIZE) == 0
+    assert len(frames("out.mp4")) == 8
+
+
+def tints(path: str) -> np.ndarray:
+    """Of the left and of the right half of each frame the mean colour without its luminance: [2, frames, 3], of 255."""
+    colours = np.array([half.mean((1, 2)) for half in np.split(np.array(frames(path)), 2, axis=2)])
+    return colours - colours @ [[0.299], [0.587], [0.114]]
+
+
+@pytest.mark.parametrize("method", ["optimize", "adain"])
+def test_a_clip_keeps_its_own_colours_if_that_is_asked_for(folder, method):
+    warm_and_cool = torch.tensor([[0.1, -0.1], [0.0, 0.0], [-0.1, 0.1]]).repeat_interleave(32, 1).unsqueeze(1)
+    write_clip(folder / "clip.mp4", [0.4 + 0.2 * frame[:, :1] + warm_and_cool for frame in moving_noise(8, 48, 64)])
+    init = ["--init", "noise"] if method == "optimize" else []  # after two steps the clip would still have its colours
+    command = ["clip.mp4", *WITH[method], *SIZE, *init]
+    assert stylize(*command, "--output", "plain.mp4") == 0
+    assert stylize(*command, "--output", "kept.mp4", "--preserve-color") == 0
+    away, kept = (np.abs(tints(path) - tints("clip.mp4")).max(-1) for path in ("plain.mp4", "kept.mp4"))
+    assert away.max(0).min() > 20
+    assert kept.max() < 3
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("1:02", 62), ("1:02:03.25", 3723.25), ("0", 0)])

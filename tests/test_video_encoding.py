@@ -47,13 +47,17 @@ def test_a_constant_rate_is_written_exactly(tmp_path, rate):
         assert stream.duration * stream.time_base == 7 / rate
 
 
-def test_uneven_times_are_kept_to_a_tick_and_the_last_frame_lasts_as_long_as_the_one_before(tmp_path):
+@pytest.mark.parametrize(("told", "lasts"), [(None, 1 / 10), (Fraction(4, 3), 4 / 3)])
+def test_uneven_times_are_kept_to_a_tick_and_the_last_frame_lasts_as_long_as_it_is_told(tmp_path, told, lasts):
     begins = [Fraction(1, 3), Fraction(2, 5), Fraction(1), Fraction(17, 7)]
-    path = written(tmp_path / "out.mp4", [(time, grey(0.5)) for time in begins], Fraction(10))
+    path = tmp_path / "out.mp4"
+    with Encoder(path, Fraction(10)) as encoder:
+        for time in begins:
+            encoder.add(time, grey(0.5), told)
     assert max(abs(time - begin) for (time, _), begin in zip(shown(path), begins, strict=True)) <= Fraction(1, 180_000)
     with av.open(str(path)) as container:
         (*_, last) = (packet for packet in container.demux(video=0) if packet.size)
-        assert last.duration * last.time_base == pytest.approx(17 / 7 - 1, abs=2e-5)
+        assert last.duration * last.time_base == pytest.approx(lasts, abs=2e-5)
 
 
 def test_no_frame_waits_for_a_later_one_and_the_first_stands_alone(tmp_path):
@@ -206,59 +210,94 @@ def assert_in_time(path, start=Fraction(0)):
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "rate", "channels"),
+    ("becomes", "name", "codec", "rate", "channels"),
     [
-        ("clip.mp4", "aac", 48_000, 2),
-        ("clip.mkv", "aac", 44_100, 1),
-        ("clip.mkv", "libmp3lame", 44_100, 2),
-        ("clip.mkv", "ac3", 48_000, 6),
-        ("clip.mkv", "eac3", 48_000, 2),
-        ("clip.mkv", "libopus", 48_000, 2),
-        ("clip.mkv", "flac", 44_100, 2),
-        ("clip.mov", "alac", 44_100, 2),
+        ("copied", "clip.mp4", "aac", 48_000, 2),
+        ("copied", "clip.mkv", "aac", 44_100, 1),
+        ("copied", "clip.mkv", "libmp3lame", 44_100, 2),
+        ("copied", "clip.mkv", "ac3", 48_000, 6),
+        ("copied", "clip.mkv", "eac3", 48_000, 2),
+        ("copied", "clip.mkv", "libopus", 48_000, 2),
+        ("copied", "clip.mkv", "flac", 44_100, 2),
+        ("copied", "clip.mov", "alac", 44_100, 2),
+        ("copied", "clip.mkv", "alac", 44_100, 2),
+        ("aac", "clip.mov", "pcm_s16le", 44_100, 2),
+        ("aac", "clip.mkv", "pcm_s24le", 192_000, 2),
+        ("aac", "clip.mkv", "pcm_s16le", 48_000, 6),
+        ("aac", "clip.avi", "adpcm_ms", 22_050, 1),
+        ("aac", "clip.mkv", "libmp3lame", 8_000, 1),
+        ("aac", "clip.mkv", "mp2", 48_000, 2),
     ],
 )
-def test_sound_that_mp4_knows_is_copied_untouched_and_stays_in_time(tmp_path, name, codec, rate, channels):
-    path, out = flashing(tmp_path / name, codec, rate, channels), tmp_path / "out.mp4"
-    copied(path, out)
-    assert [data for _, data in packets(out, "audio")] == [data for _, data in packets(path, "audio")]
-    assert_in_time(out)
-    copied(path, out, Fraction(1, 3), Fraction(11, 5))
-    assert {data for _, data in packets(out, "audio")} <= {data for _, data in packets(path, "audio")}
-    assert_in_time(out, Fraction(1, 3))
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "rate", "channels"),
-    [
-        ("clip.mov", "pcm_s16le", 44_100, 2),
-        ("clip.mkv", "pcm_s24le", 192_000, 2),
-        ("clip.mkv", "pcm_s16le", 48_000, 6),
-        ("clip.avi", "adpcm_ms", 22_050, 1),
-        ("clip.mkv", "libmp3lame", 8_000, 1),
-        ("clip.mkv", "mp2", 48_000, 2),
-    ],
-)
-def test_other_sound_becomes_aac_and_stays_in_time(tmp_path, name, codec, rate, channels):
+def test_sound_that_mp4_knows_is_copied_and_other_becomes_aac_and_both_stay_in_time(
+    tmp_path, becomes, name, codec, rate, channels
+):
     tick = Fraction(1, 25) if name.endswith("avi") else None
     path, out = flashing(tmp_path / name, codec, rate, channels, tick=tick), tmp_path / "out.mp4"
     for start, end in ((Fraction(0), None), (Fraction(1, 3), Fraction(11, 5))):
         copied(path, out, start, end)
-        with av.open(str(out)) as container:
-            stream = container.streams.audio[0]
-            assert (stream.codec_context.name, stream.channels) == ("aac", channels)
         assert_in_time(out, start)
         length = float(end or Fraction(12, 5)) - float(start)
         assert len(samples(out)) / SAMPLES == pytest.approx(length, abs=0.1)
+        with av.open(str(out)) as container:
+            stream = container.streams.audio[0]
+            assert stream.channels == channels
+            assert becomes in ("copied", stream.codec_context.name)
+        if becomes == "copied":
+            given, kept = ([data for _, data in packets(file, "audio")] for file in (path, out))
+            assert kept in [given[first : first + len(kept)] for first in range(len(given))]
+            assert (kept == given) == (end is None)
 
 
-def test_sound_that_begins_late_or_pauses_is_silent_until_then(tmp_path):
-    path, out = tmp_path / "clip.mkv", tmp_path / "out.mp4"
-    write_clip(path, numbered(50), sound=("pcm_s16le", tone(0.5), Fraction(1)))
-    copied(path, out)
-    sound = np.abs(samples(out))
-    assert sound[: SAMPLES * 99 // 100].max() < 0.01
-    assert sound[SAMPLES * 101 // 100 : SAMPLES * 3 // 2].max() > 0.4
+def pausing(path, codec):
+    """A clip of three seconds with sound from 1 to 1.5 and from 2.25 to 2.75 seconds, and no packets in between."""
+    early, late = (
+        write_clip(path.with_name(f"{name}.mkv"), numbered(75), sound=(codec, tone(0.5), time))
+        for name, time in (("early", Fraction(1)), ("late", Fraction(9, 4)))
+    )
+    with av.open(str(early)) as first, av.open(str(late)) as second, av.open(str(path), "w") as container:
+        streams = {stream.type: container.add_stream_from_template(stream) for stream in second.streams}
+        for packet in (*first.demux(audio=0), *second.demux()):
+            if packet.size:
+                packet.stream = streams[packet.stream.type]
+                container.mux(packet)
+    return path
+
+
+def assert_sounds(path, *blocks):
+    """Whether there is sound from one time to another."""
+    sound = np.abs(samples(path))
+    for loud, begin, end in blocks:
+        block = sound[int(begin * SAMPLES) : int(end * SAMPLES)]
+        assert block.max() > 0.4 if loud else block.max() < 0.01
+
+
+@pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])  # copied, and encoded again
+def test_sound_that_begins_late_and_pauses_is_silent_until_then_and_meanwhile(tmp_path, codec):
+    out = tmp_path / "out.mp4"
+    copied(pausing(tmp_path / "clip.mkv", codec), out)
+    assert_sounds(out, (False, 0, 0.99), (True, 1.01, 1.49), (False, 1.55, 2.24), (True, 2.26, 2.74))
+
+
+@pytest.mark.parametrize("codec", ["aac", "alac"])
+@pytest.mark.parametrize("suffix", ["mkv", "mov"])
+def test_from_within_a_pause_of_the_sound_on_it_is_still_in_time(tmp_path, codec, suffix):
+    out = tmp_path / "out.mp4"
+    copied(pausing(tmp_path / f"clip.{suffix}", codec), out, Fraction(7, 4))
+    assert_sounds(out, (False, 0, 0.49), (True, 0.51, 0.99))
+
+
+@pytest.mark.parametrize("codec", ["aac", "mp2"])  # copied, and encoded again
+def test_where_the_times_of_a_transport_stream_begin_anew_its_sound_goes_on(tmp_path, codec):
+    sound, options = (codec, tone(1)), {"bf": "0"}
+    parts = [write_clip(tmp_path / f"{name}.ts", numbered(25), options=options, sound=sound) for name in "ab"]
+    path, out = tmp_path / "clip.ts", tmp_path / "out.mp4"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    clip = copied(path, out)
+    assert len(shown(out)) >= 49  # where they were joined a packet is marked as corrupt
+    assert len(samples(out)) / SAMPLES == pytest.approx(2, abs=0.1)
+    assert_sounds(out, (True, 0.1, 0.9), (True, 1.2, 1.9))
+    assert f"{path}: some of its sound has no time of its own, put after what came before" in clip.damage
 
 
 def test_the_same_sound_is_written_to_the_bit_each_time(tmp_path):

@@ -12,11 +12,15 @@ __all__ = ["assert_same_video", "moving_noise"]
 
 
 def assert_same_video(found: Path, wanted: Path) -> None:
-    """The same frames at the same times, as far as x264 decides alike: not always, of the same pixels."""
+    """The same frames at the same times, as far as x264 decides alike.
+
+    Of the same pixels it now and then makes other bytes, and what is decoded is up to 4 of 255 away. The next frame of
+    a video that moves is more than 17 away.
+    """
     pairs = list(zip(Clip(found).frames(), Clip(wanted).frames(), strict=True))
     assert all(one.time == other.time for one, other in pairs)
     for one, other in pairs:
-        assert (one.picture.float() - other.picture.float()).abs().mean() < 2  # of 255
+        assert (one.picture.float() - other.picture.float()).abs().mean() < 7
 
 
 def moving_noise(count: int, height: int, width: int, step: int = 2) -> list[Tensor]:

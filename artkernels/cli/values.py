@@ -8,7 +8,7 @@ from artkernels.recipes.style_transfer import TileSide
 
 __all__ = ["parse_memory", "parse_rate", "parse_tile", "parse_time"]
 
-_NUMBER = r"\d{1,9}(?:\.\d{1,9})?"
+_NUMBER = r"\d{1,9}(?:\.\d+)?"
 _FINEST = 100_000  # the denominator of a rate at most: videos keep it as two 32-bit integers
 
 

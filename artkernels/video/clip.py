@@ -46,7 +46,7 @@ class Frame(NamedTuple):
     time: Fraction
     """Seconds since the clip's beginning."""
     duration: Fraction
-    """Seconds that it is shown, as the file has it, and no longer than it was asked for."""
+    """Seconds that it is shown: as the file has it and no longer than was asked for, or at the rate asked for."""
     picture: Tensor
     """[3, H, W], uint8, RGB, upright, with square pixels."""
 
@@ -193,7 +193,10 @@ class Clip:
                 return
             if shot.frame is not source:
                 source, picture = shot.frame, self._to_rgb(shot.frame)
-            yield Frame(shot.time, shot.duration if end is None else min(shot.duration, end - shot.time), picture)
+            duration = shot.duration
+            if end is not None and fps is None:
+                duration = min(duration, end - shot.time)
+            yield Frame(shot.time, duration, picture)
         if some:
             raise self._too_late(begin, until)
 

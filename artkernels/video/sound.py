@@ -27,6 +27,7 @@ _COPIED = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}  # what players 
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 _AAC_BITS = 96_000  # a second and channel
 _ANEW, _LEAP = Fraction(1, 2), Fraction(3600)  # seconds back, and ahead, from which on they are not believed
+_PAUSE = 8  # times as long as the packet before: Opus, which varies most, has 2.5 to 60 milliseconds, rarely mixed
 _SLACK = Fraction(1, 50)  # seconds that time stamps may be wrong by before samples are left out or silence is put in
 
 
@@ -76,17 +77,24 @@ class _Clock:
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
-        self._ahead = self.after = Fraction(0)  # of the stamps; and where the next one begins
         self._begun = False
+        self._ahead = Fraction(0)  # of the stamps
+        self._time = self._usual = Fraction(0)  # of the latest; how long such last
+        self.after = Fraction(0)  # where the next one begins
 
-    def __call__(self, stamp: Fraction | None, duration: Fraction) -> Fraction:
-        """The time of what is stamped with ``stamp``, seconds as the file counts them, and lasts for ``duration``."""
-        after = self.after
-        time = after if stamp is None else stamp - self._clip.origin + self._ahead
-        if self._begun and not -_ANEW < time - after < _LEAP:
+    def __call__(self, stamp: Fraction | None, told: Fraction) -> Fraction:
+        """The time of what is stamped with ``stamp``, seconds as the file counts them, and said to last for ``told``.
+
+        Some files say 0, and some, before a pause, the time to what comes after it: then it lasts as long as usual.
+        """
+        time = self.after if stamp is None else stamp - self._clip.origin + self._ahead
+        if self._begun and not -_ANEW < time - self.after < _LEAP:
             self._clip.note("some of its sound has no time of its own, put after what came before")
-            self._ahead, time = self._ahead + after - time, after
-        self.after, self._begun = time + duration, True
+            self._ahead, time = self._ahead + self.after - time, self.after
+        lasts = told or (time - self._time if self._begun else told)
+        if not self._usual or lasts < _PAUSE * self._usual:
+            self._usual = lasts
+        self._begun, self._time, self.after = True, time, time + self._usual
         return time
 
 
