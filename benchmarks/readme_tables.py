@@ -32,7 +32,7 @@ from artkernels.errors import UserError
 from artkernels.files import whole_or_not_at_all
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN_ALLOCATOR, POOLED = "2-core-xeon.json", "2-core-xeon-pooled.json"
+OWN_ALLOCATOR, POOLED, VIDEO = "2-core-xeon.json", "2-core-xeon-pooled.json", "2-core-epyc-video.json"
 EAGER_CHANNELS_LAST = f"{EAGER} channels_last"
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -66,6 +66,7 @@ VIEWS = {
     "models": View("models", "model", OWN_ALLOCATOR, _NETWORK, further_peers=True),
     "gram": View("gram", "loss", OWN_ALLOCATOR, _LAYER, further_peers=True),
     "reparameterize_kl": View("reparameterize_kl", "layer", OWN_ALLOCATOR, _LAYER, further_peers=True),
+    "video": View("video", "video", VIDEO, {"from file to file": ("inference",)}),
     "training": View("training", "recipe", POOLED, {"a step": ("step",)}),
 }
 

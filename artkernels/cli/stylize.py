@@ -1,6 +1,7 @@
 """artkernels stylize: photographs and videos painted in the style of paintings."""
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -205,20 +206,31 @@ def stylize(
         **({"entry": entry} if entry else {}),
         **painter.settings,
     }
-    times = {name: None if (at := getattr(section, name)) is None else float(at) for name in ("start", "end", "fps")}
-    of_clips = {"consistency": consistency, **times}
     works = []
     for photo, subject, path in zip(photos, subjects, outputs, strict=True):
-        of_all = {"artkernels": artkernels.__version__, "photo": photo.name, **made_with}
+        of_this = {"artkernels": artkernels.__version__, "photo": photo.name, **made_with}
         if isinstance(subject, Clip):
-            frames = painter.frames(frame_of(subject), consistency)
-            job = Job(subject, frames, path, section, {**of_all, **of_clips}, [*styles, *painter.inputs])
-            works.append(partial(paint_clip, job))
+            works.append(_of_clip(painter, subject, path, section, consistency, of_this, styles))
         else:
             painter.check(subject)
-            works.append(partial(_paint_picture, painter, subject, path, of_all))
+            works.append(partial(_paint_picture, painter, subject, path, of_this))
     for work in works:
         work()
+
+
+def _of_clip(
+    painter: Painter,
+    clip: Clip,
+    path: Path,
+    section: Section,
+    consistency: float,
+    made_with: dict[str, Any],
+    styles: list[Path],
+) -> Callable[[], None]:
+    frames = painter.frames(frame_of(clip), consistency)
+    times = {name: None if (at := getattr(section, name)) is None else float(at) for name in ("start", "end", "fps")}
+    settings = {**made_with, "consistency": consistency, **times}
+    return partial(paint_clip, Job(clip, frames, path, section, settings, [*styles, *painter.inputs]))
 
 
 def _paint_picture(painter: Painter, picture: Tensor, path: Path, made_with: dict[str, Any]) -> None:
