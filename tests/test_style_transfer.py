@@ -126,7 +126,7 @@ def test_steps_are_shared_by_the_scales(photo, painting, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"size": 0}, "size must be at least 32, got 0"),
+        ({"size": 0}, "size must be from 32 to 65536, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"content_weight": -1.0}, "content_weight"),
         ({"style_weight": float("nan")}, "style_weight"),

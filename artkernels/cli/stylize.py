@@ -158,7 +158,6 @@ def stylize(
     clips = {photo for photo in photos if is_clip(photo, output)}
     _refuse_unused(context, chosen, photos, clips)
     side, most = parse_tile(tile), None if max_memory is None else parse_memory(max_memory)
-    section = _section(size, start, end, fps)
     if not 0 <= consistency < 1:
         raise UserError(f"--consistency must be from 0 to below 1, got {consistency}")
     styles = style or []
@@ -200,6 +199,7 @@ def stylize(
         )
     else:
         painter = by_network(trained, size, where, tile=side, max_memory=most)
+    section = _section(size, start, end, fps)
     made_with = {
         "method": chosen,
         **({"styles": [painting.name for painting in styles]} if styles else {}),
